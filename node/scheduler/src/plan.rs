@@ -1,0 +1,237 @@
+//! What a planner sees and what it decides.
+//!
+//! A plan is the only place that decides whom to run. It is pure: a snapshot
+//! in columns goes in, row numbers come out, and the step loop checks them
+//! before it believes them. The columns are those of the policy contract, so
+//! that a sandboxed policy can take the built-in one's place.
+
+use quern_engine::AdapterId;
+
+use crate::request::NameIx;
+
+/// Stands for "no deadline" in a `slack_us` column.
+pub const NO_DEADLINE: i32 = i32::MAX;
+
+/// The step to be planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepInfo {
+    /// Counts steps from 0.
+    pub seq: u64,
+    /// Microseconds since the scheduler started; constant during one plan.
+    pub now_us: u64,
+    /// Rows that fit in this step: prefill tokens and decode tokens together.
+    pub token_budget: u32,
+    /// Sequences that may run at once.
+    pub max_running: u32,
+    /// Tokens of key-value state that are free or can be freed from the cache.
+    pub kv_free: u32,
+    /// The granularity in which state is taken, in tokens.
+    pub kv_page: u32,
+    /// How long the last step took.
+    pub last_step_us: u32,
+    /// Smoothed cost of one prefill row in a large step.
+    pub prefill_row_us: u32,
+    /// How long a step should take at most while sequences decode; 0 is no limit.
+    pub target_step_us: u32,
+    /// Whether one batch may mix adapters; if not, each step serves one.
+    pub mixes_adapters: bool,
+    /// The adapter of the step before.
+    pub last_adapter: AdapterId,
+}
+
+/// Sequences that have not started, or were preempted, in arrival order.
+/// All columns have the same length.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Sequence numbers, unique for the life of the process.
+    pub id: Vec<u64>,
+    /// Time since arrival.
+    pub age_us: Vec<u32>,
+    /// Tokens to compute before the next one can be drawn, cached ones included.
+    pub prompt_left: Vec<u32>,
+    /// Of these, tokens that the prefix cache holds now.
+    pub cached: Vec<u32>,
+    /// Of these, tokens that the cache will hold once a running sequence has
+    /// computed them; never less than `cached`.
+    pub pending: Vec<u32>,
+    /// New tokens at most.
+    pub max_new: Vec<u32>,
+    /// Time to the deadline, negative once missed, or [`NO_DEADLINE`].
+    pub slack_us: Vec<i32>,
+    /// Larger is more urgent.
+    pub priority: Vec<u8>,
+    /// Who asks.
+    pub tenant: Vec<NameIx>,
+    /// Computed with.
+    pub adapter: Vec<AdapterId>,
+    /// Where the adapter is: 0 disk, 1 host memory, 2 device.
+    pub adapter_tier: Vec<u8>,
+}
+
+/// Sequences that hold key-value state. All columns have the same length.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Running {
+    /// Sequence numbers, unique for the life of the process.
+    pub id: Vec<u64>,
+    /// Tokens to compute before the next one can be drawn; 1 while decoding.
+    pub prompt_left: Vec<u32>,
+    /// New tokens so far.
+    pub generated: Vec<u32>,
+    /// New tokens at most.
+    pub max_new: Vec<u32>,
+    /// Tokens of key-value state that it holds, shared ones included.
+    pub kv: Vec<u32>,
+    /// Time to the deadline, negative once missed, or [`NO_DEADLINE`].
+    pub slack_us: Vec<i32>,
+    /// Larger is more urgent.
+    pub priority: Vec<u8>,
+    /// Who asks.
+    pub tenant: Vec<NameIx>,
+    /// Computed with.
+    pub adapter: Vec<AdapterId>,
+}
+
+/// All that a planner sees.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The step to be planned.
+    pub step: StepInfo,
+    /// Those who wait.
+    pub waiting: Waiting,
+    /// Those who run.
+    pub running: Running,
+}
+
+/// Row numbers, not ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Rows of `waiting` to start, best first.
+    pub admit: Vec<u32>,
+    /// Prefill tokens for each admitted row; empty leaves it to the host.
+    pub admit_chunk: Vec<u32>,
+    /// Rows of `running` to pause; their state is given back.
+    pub preempt: Vec<u32>,
+    /// Tokens for each row of `running` in this step, 0 to leave one out;
+    /// empty leaves it to the host.
+    pub running_chunk: Vec<u32>,
+    /// The adapter to serve where the engine cannot mix them; `None` leaves it
+    /// to the host.
+    pub adapter: Option<AdapterId>,
+    /// Steps for which the host may repeat this plan while no row comes or goes.
+    pub hold_steps: u32,
+}
+
+/// Decides each step.
+pub trait Planner: Send {
+    /// A name for logs and metrics.
+    fn name(&self) -> &str;
+
+    /// Plans one step, or has no opinion.
+    fn plan(&mut self, snapshot: &Snapshot) -> Option<Plan>;
+}
+
+/// What is wrong with a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// A row number past its table.
+    #[error("row {row} of {table} does not exist")]
+    NoSuchRow {
+        /// `waiting` or `running`.
+        table: &'static str,
+        /// The row.
+        row: u32,
+    },
+    /// A row named twice.
+    #[error("row {row} of {table} is named twice")]
+    Duplicate {
+        /// `waiting` or `running`.
+        table: &'static str,
+        /// The row.
+        row: u32,
+    },
+    /// A chunk column that is neither empty nor as long as what it belongs to.
+    #[error("{column} has {len} entries for {rows} rows")]
+    WrongLength {
+        /// The column.
+        column: &'static str,
+        /// Its length.
+        len: usize,
+        /// The rows it belongs to.
+        rows: usize,
+    },
+    /// More tokens than fit in the step.
+    #[error("{tokens} tokens in a step of {budget}")]
+    OverBudget {
+        /// Tokens that the plan asks for.
+        tokens: u64,
+        /// Tokens that fit.
+        budget: u32,
+    },
+    /// More sequences than may run.
+    #[error("{sequences} sequences where {max} may run")]
+    TooManyRunning {
+        /// Sequences that would run.
+        sequences: usize,
+        /// Those that may.
+        max: u32,
+    },
+    /// More tokens than key-value state has room for.
+    #[error("{tokens} tokens of key-value state where {free} are free")]
+    OverKv {
+        /// Tokens that the plan would take.
+        tokens: u64,
+        /// Tokens that are free.
+        free: u64,
+    },
+}
+
+/// Checks a plan against its snapshot. Every number in a plan is an allegation
+/// until this has passed.
+///
+/// # Errors
+/// [`PlanError`] naming the first thing that is wrong.
+pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), PlanError> {
+    let (num_waiting, num_running) = (snapshot.waiting.id.len(), snapshot.running.id.len());
+    check_rows("waiting", &plan.admit, num_waiting)?;
+    check_rows("running", &plan.preempt, num_running)?;
+    check_len("admit_chunk", &plan.admit_chunk, plan.admit.len())?;
+    check_len("running_chunk", &plan.running_chunk, num_running)?;
+
+    let step = &snapshot.step;
+    let chunks = plan.admit_chunk.iter().chain(&plan.running_chunk);
+    let tokens: u64 = chunks.map(|&n| u64::from(n)).sum();
+    if tokens > u64::from(step.token_budget) {
+        return Err(PlanError::OverBudget { tokens, budget: step.token_budget });
+    }
+    let sequences = num_running - plan.preempt.len() + plan.admit.len();
+    if !plan.admit.is_empty() && sequences > step.max_running as usize {
+        return Err(PlanError::TooManyRunning { sequences, max: step.max_running });
+    }
+    // Shared tokens that a preempted row holds may not come free, so this is an
+    // upper bound; the loop admits no more than there is room for in the end.
+    let freed: u64 = plan.preempt.iter().map(|&row| u64::from(snapshot.running.kv[row as usize])).sum();
+    let free = u64::from(step.kv_free) + freed;
+    if tokens > free {
+        return Err(PlanError::OverKv { tokens, free });
+    }
+    Ok(())
+}
+
+fn check_rows(table: &'static str, rows: &[u32], len: usize) -> Result<(), PlanError> {
+    let mut seen = vec![false; len];
+    for &row in rows {
+        match seen.get_mut(row as usize) {
+            None => return Err(PlanError::NoSuchRow { table, row }),
+            Some(true) => return Err(PlanError::Duplicate { table, row }),
+            Some(mark) => *mark = true,
+        }
+    }
+    Ok(())
+}
+
+fn check_len(column: &'static str, values: &[u32], rows: usize) -> Result<(), PlanError> {
+    if values.is_empty() || values.len() == rows {
+        return Ok(());
+    }
+    Err(PlanError::WrongLength { column, len: values.len(), rows })
+}
