@@ -1,1 +1,29 @@
+//! GGUF files: a strict reader, a writer, and a maker of tiny random models.
+//!
+//! The reader treats every file as hostile: a count, a length or an offset is believed only after it
+//! was held against the size of the file. It reads the header with ordinary buffered reads and tensor
+//! data with positioned reads, so nothing is mapped and the crate needs no `unsafe` code.
+//!
+//! This crate must not know what the keys mean to an engine, a tokenizer or a server; it only knows the
+//! container. The one exception is [`tiny`], which writes whole models and so has to know the keys and
+//! tensors of the architectures that it makes.
+//!
+//! Where next: [`Gguf`] in `file.rs` for use, `header.rs` for the rules that a file must keep.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
 
+mod cursor;
+mod error;
+mod file;
+mod foreign;
+mod header;
+mod metadata;
+mod tensor;
+mod value;
+
+pub use error::{GgufError, Problem};
+pub use file::{Gguf, check};
+pub use header::{DEFAULT_ALIGNMENT, Header};
+pub use metadata::Metadata;
+pub use tensor::{TensorInfo, TensorType};
+pub use value::{Array, ByteStrings, Value};
