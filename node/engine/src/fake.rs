@@ -220,7 +220,9 @@ impl Engine for FakeEngine {
             return Err(EngineError::Failed("no such sequence number".into()));
         }
         if !self.sequences[to].is_empty() || len > self.sequences[from].len() {
-            return Err(EngineError::Failed("fork into a sequence that is not empty, or past the end".into()));
+            return Err(EngineError::Failed(
+                "fork into a sequence that is not empty, or past the end".into(),
+            ));
         }
         self.sequences[to] = self.sequences[from][..len].to_vec();
         for entry in &self.sequences[to] {
@@ -249,7 +251,7 @@ impl Engine for FakeEngine {
         if !self.sequences.get(seq as usize).is_some_and(Vec::is_empty) {
             return Err(EngineError::Failed("restore into a sequence that is not empty".into()));
         }
-        if state.len() % 8 != 0 {
+        if !state.len().is_multiple_of(8) {
             return Err(EngineError::Failed("not a state of this engine".into()));
         }
         let wanted = state.len() / 8;
@@ -306,7 +308,7 @@ fn write_logits(config: &FakeConfig, hash: u64, len: usize, last: Option<u32>, o
     let start = out.len();
     out.extend((0..vocab).map(|idx| unit(mix(hash.wrapping_add(idx as u64)))));
     if config.repetitive
-        && len % 8 != 0
+        && !len.is_multiple_of(8)
         && let Some(last) = last
     {
         out[start + (last as usize + 1) % vocab] = 12.0;

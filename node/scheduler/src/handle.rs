@@ -129,9 +129,10 @@ impl Handle {
             return Err(Refused::Closed);
         }
         let max = self.shared.max_queued;
-        let taken = self.shared.queued.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
-            (n < max).then_some(n + 1)
-        });
+        let taken = self
+            .shared
+            .queued
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < max).then_some(n + 1));
         match taken {
             Ok(_) => Ok(Permit { shared: Arc::clone(&self.shared) }),
             Err(queued) => {

@@ -2,15 +2,157 @@
 //!
 //! One thread owns an engine and its scheduler. Requests come in through a
 //! [`Handle`], events go out through a [`request::Sink`] for each sequence, and
-//! between them one loop runs: ingest, plan, run, sample, commit. The scheduler
-//! knows token numbers; it must not know text, HTTP or an async runtime.
+//! between them one loop runs (`step_loop.rs`): ingest, plan, assemble, step,
+//! commit. The scheduler knows token numbers; it must not know text, HTTP or an
+//! async runtime.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod assemble;
+mod batch;
+pub mod builtin;
+mod commit;
 pub mod constraint;
+pub mod draft;
 mod handle;
+mod metrics;
 pub mod plan;
+pub mod prefix_cache;
 pub mod request;
 pub mod sampler;
+mod sequence;
+mod snapshot;
+mod step_loop;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use quern_engine::{AdapterId, Engine};
+
+use crate::builtin::BuiltinPlanner;
+use crate::draft::Drafter;
+use crate::plan::Planner;
+use crate::step_loop::{StepCosts, StepLoop};
 
 pub use handle::{Handle, Load, Permit, Refused};
+
+/// Places in the command channel beyond those that permits can fill.
+const SPARE_COMMANDS: usize = 16;
+
+/// What becomes of the state of a paused sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Preemption {
+    /// It stays in the prefix cache until the place is needed, and is computed
+    /// again after that.
+    #[default]
+    Recompute,
+    /// It is copied to host memory and back.
+    Host,
+}
+
+/// How a scheduler is set up.
+#[derive(Debug, Clone)]
+pub struct SchedulerConfig {
+    /// Requests that may be queued.
+    pub max_queued: usize,
+    /// Sequences that may run at once; the engine's own limit holds too.
+    pub max_running: usize,
+    /// Rows in a step; the engine's own limit holds too.
+    pub token_budget: usize,
+    /// How long a step should take at most while sequences decode; zero is no limit.
+    pub target_step: Duration,
+    /// Keep finished sequences' state for prompts that begin alike.
+    pub prefix_cache: bool,
+    /// What becomes of the state of a paused sequence.
+    pub preemption: Preemption,
+    /// Host memory for the state of paused sequences, in bytes.
+    pub host_state_bytes: usize,
+    /// Tokens to guess ahead at most, where there is a drafter.
+    pub max_draft: u32,
+    /// Check all books after every step; costs time, meant for tests.
+    pub check_invariants: bool,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        SchedulerConfig {
+            max_queued: 256,
+            max_running: 64,
+            token_budget: 512,
+            target_step: Duration::from_millis(250),
+            prefix_cache: true,
+            preemption: Preemption::Recompute,
+            host_state_bytes: 256 << 20,
+            max_draft: 8,
+            check_invariants: false,
+        }
+    }
+}
+
+/// Starts the thread that owns `engine`. `planner` stands in for the built-in
+/// policy, `drafter` switches speculation on.
+///
+/// # Errors
+/// The operating system's, when it gives no thread.
+pub fn spawn(
+    engine: Box<dyn Engine>,
+    config: SchedulerConfig,
+    planner: Option<Box<dyn Planner>>,
+    drafter: Option<Box<dyn Drafter>>,
+) -> std::io::Result<(Handle, JoinHandle<()>)> {
+    let (scheduler, handle) = build(engine, config, planner, drafter);
+    let thread = std::thread::Builder::new().name("quern-step".into()).spawn(move || {
+        // Set in whatever way the thread ends, so that health checks see it.
+        let _guard = DeadOnDrop(Arc::clone(&scheduler.shared));
+        scheduler.run();
+    })?;
+    Ok((handle, thread))
+}
+
+fn build(
+    engine: Box<dyn Engine>,
+    config: SchedulerConfig,
+    planner: Option<Box<dyn Planner>>,
+    drafter: Option<Box<dyn Drafter>>,
+) -> (StepLoop, Handle) {
+    let caps = engine.capabilities().clone();
+    let (sender, commands) = mpsc::sync_channel(config.max_queued + SPARE_COMMANDS);
+    let shared = handle::Shared::new(config.max_queued, caps.kv_capacity);
+    let scheduler = StepLoop {
+        planner: planner.unwrap_or_else(|| Box::new(BuiltinPlanner::default())),
+        fallback: BuiltinPlanner::default(),
+        drafter,
+        commands,
+        shared: Arc::clone(&shared),
+        metrics: metrics::SchedulerMetrics::register(),
+        cache: prefix_cache::PrefixCache::new(caps.kv_capacity, caps.max_sequences),
+        ops: Vec::new(),
+        waiting: Vec::new(),
+        running: Vec::new(),
+        snapshot: plan::Snapshot::default(),
+        batch: batch::Batch::default(),
+        costs: StepCosts::default(),
+        next_id: 0,
+        last_adapter: AdapterId::BASE,
+        saved_bytes: 0,
+        last_start: Instant::now(),
+        planning_started: Instant::now(),
+        caps,
+        config,
+        engine,
+    };
+    (scheduler, Handle { commands: sender, shared })
+}
+
+struct DeadOnDrop(Arc<handle::Shared>);
+
+impl Drop for DeadOnDrop {
+    fn drop(&mut self) {
+        self.0.closed.store(true, Ordering::Release);
+        self.0.dead.store(true, Ordering::Release);
+    }
+}

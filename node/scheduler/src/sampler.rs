@@ -39,7 +39,8 @@ impl Sampler {
         _constraint: Option<&mut dyn Constraint>,
     ) -> Result<Sampled, ConstraintError> {
         let _ = &self.params;
-        let best = logits.iter().enumerate().fold(0, |best, (idx, &x)| if x > logits[best] { idx } else { best });
+        let best =
+            logits.iter().enumerate().fold(0, |best, (idx, &x)| if x > logits[best] { idx } else { best });
         Ok(Sampled { token: best as TokenId, logprobs: None })
     }
 }

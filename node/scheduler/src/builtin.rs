@@ -1,0 +1,194 @@
+//! The policy that plans when no other does, and whenever another fails.
+//!
+//! Decoding sequences go first, one token each. What is left of the step goes
+//! to prefill, first to those that run, then to those that wait, by priority and
+//! then by arrival; while anybody decodes, a step takes no more prefill than
+//! fits in the target time, so that a long prompt does not make others' streams
+//! stand still. When state runs short, the least urgent and youngest is paused.
+//! Nobody overtakes a more urgent or earlier one for lack of room, so nobody
+//! starves; adapters take turns of a bounded number of steps.
+
+use std::collections::HashMap;
+
+use quern_engine::AdapterId;
+
+use crate::plan::{Plan, Planner, Snapshot};
+
+/// Steps that one adapter is served in a row while others have work.
+const ADAPTER_QUANTUM: u32 = 16;
+
+/// Prefill rows that a step takes at least, however slow they are: fewer would
+/// waste the engine on reading its weights.
+const MIN_PREFILL: u32 = 16;
+
+/// A prefix that a running sequence is about to finish is worth waiting for
+/// when it saves more than this many tokens.
+pub(crate) const WORTH_WAITING: u32 = 16;
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub struct BuiltinPlanner {
+    /// Steps that the present adapter was served in a row.
+    turn: u32,
+    /// The step in which each adapter was last served; those without work are forgotten.
+    served: HashMap<AdapterId, u64>,
+}
+
+/// What is still to be given out in the step that is planned.
+struct Left {
+    /// Rows for anybody.
+    tokens: u32,
+    /// Rows for prefill.
+    prefill: u32,
+    /// Tokens of key-value state.
+    kv: u32,
+}
+
+impl Planner for BuiltinPlanner {
+    fn name(&self) -> &str {
+        "builtin"
+    }
+
+    fn plan(&mut self, snapshot: &Snapshot) -> Option<Plan> {
+        let adapter = (!snapshot.step.mixes_adapters).then(|| self.choose_adapter(snapshot));
+        let mut plan = Plan { adapter, ..Plan::default() };
+        let mut left = budget(snapshot, adapter);
+        self::plan_running(snapshot, adapter, &mut plan, &mut left);
+        self::plan_waiting(snapshot, adapter, &mut plan, &mut left);
+        Some(plan)
+    }
+}
+
+impl BuiltinPlanner {
+    /// Stays with an adapter for a quantum, then moves to the one that was
+    /// served longest ago.
+    fn choose_adapter(&mut self, snapshot: &Snapshot) -> AdapterId {
+        let last = snapshot.step.last_adapter;
+        let rows = || snapshot.running.adapter.iter().chain(&snapshot.waiting.adapter).copied();
+        self.served.retain(|adapter, _| rows().any(|row| row == *adapter));
+        let served = |adapter| self.served.get(&adapter).copied();
+        let other = rows().filter(|&adapter| adapter != last).min_by_key(|&adapter| served(adapter));
+        let choice = match other {
+            Some(other) if self.turn >= ADAPTER_QUANTUM || rows().all(|adapter| adapter != last) => other,
+            _ => last,
+        };
+        self.turn = if choice == last { self.turn.saturating_add(1) } else { 1 };
+        self.served.insert(choice, snapshot.step.seq);
+        choice
+    }
+}
+
+fn serves(adapter: Option<AdapterId>, row: AdapterId) -> bool {
+    adapter.is_none_or(|adapter| adapter == row)
+}
+
+fn budget(snapshot: &Snapshot, adapter: Option<AdapterId>) -> Left {
+    let step = &snapshot.step;
+    let running = &snapshot.running;
+    let decodes = |row: usize| running.prompt_left[row] == 1 && serves(adapter, running.adapter[row]);
+    let decoding = (0..running.id.len()).any(decodes);
+    let in_time = match (step.target_step_us, step.prefill_row_us) {
+        (0, _) => step.token_budget,
+        // Nothing is known yet: a small first step tells.
+        (_, 0) => MIN_PREFILL * 4,
+        (target, row) => (target / row).max(MIN_PREFILL),
+    };
+    // Without streams to disturb, larger steps cost only the arrivals to come.
+    let prefill = if decoding { in_time } else { in_time.saturating_mul(4) };
+    Left { tokens: step.token_budget, prefill: prefill.min(step.token_budget), kv: step.kv_free }
+}
+
+/// Most urgent first, then first come first served.
+fn by_urgency(rows: impl Iterator<Item = usize>, priority: &[u8], id: &[u64]) -> Vec<usize> {
+    let mut rows: Vec<usize> = rows.collect();
+    rows.sort_unstable_by_key(|&row| (std::cmp::Reverse(priority[row]), id[row]));
+    rows
+}
+
+fn plan_running(snapshot: &Snapshot, adapter: Option<AdapterId>, plan: &mut Plan, left: &mut Left) {
+    let running = &snapshot.running;
+    plan.running_chunk = vec![0; running.id.len()];
+    let mut order = by_urgency(0..running.id.len(), &running.priority, &running.id);
+    // Decoding rows come first among equals: a stable sort keeps urgency.
+    order.sort_by_key(|&row| running.prompt_left[row] > 1);
+    let mut unserved = Vec::new();
+    for &row in order.iter().filter(|&&row| serves(adapter, running.adapter[row])) {
+        let wanted = running.prompt_left[row];
+        let limit = if wanted == 1 { left.tokens } else { left.tokens.min(left.prefill) };
+        if left.kv == 0 && limit > 0 {
+            unserved.push(row);
+            continue;
+        }
+        let chunk = wanted.min(limit).min(left.kv);
+        plan.running_chunk[row] = chunk;
+        left.tokens -= chunk;
+        left.kv -= chunk;
+        left.prefill -= if wanted == 1 { 0 } else { chunk };
+    }
+    if unserved.is_empty() {
+        return;
+    }
+    // State ran out. The least urgent of all that run makes room for the rest.
+    let victims = by_urgency(0..running.id.len(), &running.priority, &running.id);
+    if let [_, .., victim] = victims[..] {
+        let taken = std::mem::take(&mut plan.running_chunk[victim]);
+        plan.preempt.push(victim as u32);
+        left.tokens += taken;
+        left.kv += taken;
+        for row in unserved.into_iter().filter(|&row| row != victim) {
+            let chunk = u32::from(left.kv > 0 && left.tokens > 0);
+            plan.running_chunk[row] = chunk;
+            left.kv -= chunk;
+            left.tokens -= chunk;
+        }
+        left.kv = 0;
+    }
+}
+
+fn plan_waiting(snapshot: &Snapshot, adapter: Option<AdapterId>, plan: &mut Plan, left: &mut Left) {
+    let (waiting, running) = (&snapshot.waiting, &snapshot.running);
+    if !plan.preempt.is_empty() {
+        return;
+    }
+    let mut num_running = running.id.len() as u32;
+    // Room that those who run will want soon, so that starting one more does
+    // not mean to pause another at once.
+    let mut headroom = 8 * num_running;
+    for row in by_urgency(0..waiting.id.len(), &waiting.priority, &waiting.id) {
+        if !serves(adapter, waiting.adapter[row]) {
+            continue;
+        }
+        if waiting.pending[row] > waiting.cached[row] + WORTH_WAITING {
+            continue;
+        }
+        let prompt = waiting.prompt_left[row] - waiting.cached[row];
+        let no_room = num_running > 0 && left.kv < prompt.saturating_add(headroom);
+        if num_running >= snapshot.step.max_running || no_room {
+            preempt_for(snapshot, row, plan);
+            break;
+        }
+        let chunk = prompt.min(left.tokens).min(left.prefill).min(left.kv);
+        if chunk == 0 {
+            break;
+        }
+        plan.admit.push(row as u32);
+        plan.admit_chunk.push(chunk);
+        left.tokens -= chunk;
+        left.prefill -= chunk;
+        left.kv = left.kv.saturating_sub(prompt);
+        num_running += 1;
+        headroom += 8;
+    }
+}
+
+/// Pauses the least urgent running row if the waiting one is more urgent; the
+/// waiting one starts in a later step, when the room is there.
+fn preempt_for(snapshot: &Snapshot, waiting_row: usize, plan: &mut Plan) {
+    let running = &snapshot.running;
+    let order = by_urgency(0..running.id.len(), &running.priority, &running.id);
+    let Some(&victim) = order.last() else { return };
+    if running.priority[victim] < snapshot.waiting.priority[waiting_row] {
+        plan.running_chunk[victim] = 0;
+        plan.preempt.push(victim as u32);
+    }
+}

@@ -1,0 +1,192 @@
+//! Running the batch and what follows from its output.
+//!
+//! `step` computes and draws tokens; `commit` makes the books agree with what
+//! came out: guesses that failed are rolled back, those that ended leave.
+
+use std::time::{Duration, Instant};
+
+use quern_engine::{Capabilities, EngineError, StepOutput};
+
+use crate::batch::{Batch, Part};
+use crate::request::{Event, Failure, Pooling};
+use crate::sequence::{Embedding, Sequence, Task};
+use crate::step_loop::StepLoop;
+
+/// Weight of the newest step in the smoothed cost of a prefill row.
+const COST_SMOOTHING: f32 = 0.3;
+
+impl StepLoop {
+    /// Computes the batch and draws from its output.
+    pub(crate) fn step(&mut self) {
+        if self.batch.rows.is_empty() {
+            return;
+        }
+        let started = Instant::now();
+        match self.engine.step(&self.batch.rows) {
+            Ok(output) => {
+                let took = started.elapsed();
+                take_output(&mut self.running, &mut self.batch, output, &self.caps);
+                self.note_costs(took);
+            }
+            Err(error) => self.recover(&error),
+        }
+    }
+
+    /// Makes the books agree with what the step did.
+    pub(crate) fn commit(&mut self) {
+        for part in &self.batch.parts {
+            let sequence = &mut self.running[part.running];
+            let slot = sequence.slot.expect("a running sequence holds a slot");
+            let computed = sequence.computed + part.kept;
+            if part.kept < part.num_rows()
+                && let Err(error) = self.engine.truncate(slot, computed as u32)
+            {
+                tracing::error!(error = %error, "rejected drafts could not be rolled back");
+                sequence.poisoned = true;
+                sequence.end(Event::Failed(Failure::Engine(error.to_string())));
+            }
+            self.cache.append(slot, &sequence.tokens[sequence.computed..computed]);
+            sequence.computed = computed;
+            if !part.drafts.is_empty() {
+                self.metrics.accepted_tokens.increment((part.kept - part.len) as u64);
+            }
+        }
+        self.drop_ended();
+        if cfg!(debug_assertions) || self.config.check_invariants {
+            self.assert_consistent();
+        }
+        if !self.batch.parts.is_empty() {
+            let overhead = self.planning_started.elapsed().saturating_sub(self.costs.last_step);
+            self.metrics.overhead.record(overhead.as_secs_f64());
+        }
+    }
+
+    /// Lets go of sequences that need no more work.
+    pub(crate) fn drop_ended(&mut self) {
+        let (cache, ops) = (&mut self.cache, &mut self.ops);
+        let mut let_go = |sequence: &mut Sequence| {
+            if let Some(drafter) = &mut self.drafter {
+                drafter.forget(sequence.id);
+            }
+            if let Some((state, _)) = sequence.saved.take() {
+                self.saved_bytes -= state.len();
+            }
+            if let Some(slot) = sequence.slot.take() {
+                let keep = self.config.prefix_cache && !sequence.poisoned;
+                cache.release(slot, keep, ops);
+            }
+        };
+        self.running.extract_if(.., |s| s.ended).for_each(|mut s| let_go(&mut s));
+        self.waiting.extract_if(.., |s| s.ended).for_each(|mut s| let_go(&mut s));
+        self.apply_ops();
+    }
+
+    fn note_costs(&mut self, took: Duration) {
+        let costs = &mut self.costs;
+        costs.num_steps += 1;
+        costs.last_step = took;
+        self.last_adapter = self.batch.adapter.unwrap_or(self.last_adapter);
+        self.metrics.step_duration.record(took.as_secs_f64());
+        self.metrics.step_rows.record(self.batch.num_rows as f64);
+        let prefill: usize = self.batch.parts.iter().map(|part| part.len).filter(|&len| len > 1).sum();
+        if prefill >= 16 && prefill * 2 > self.batch.num_rows {
+            let row_us = took.as_micros() as f32 / self.batch.num_rows as f32;
+            let old = if costs.prefill_row_us == 0.0 { row_us } else { costs.prefill_row_us };
+            costs.prefill_row_us = (old + COST_SMOOTHING * (row_us - old)).max(1.0);
+        }
+    }
+
+    /// Answers an engine's refusal so that the loop can go on.
+    fn recover(&mut self, error: &EngineError) {
+        self.costs.num_steps += 1;
+        let ids: Vec<u64> = self.batch.parts.iter().map(|part| self.running[part.running].id).collect();
+        self.batch.clear();
+        if let EngineError::OutOfKv { wanted } = error {
+            tracing::warn!(wanted, "the engine had less room than the books say");
+            self.cache.clear_cached(&mut self.ops);
+            self.apply_ops();
+            if let [_, .., last] = ids[..] {
+                return self.preempt(last);
+            }
+        }
+        tracing::error!(error = %error, sequences = ids.len(), "step failed");
+        for sequence in self.running.iter_mut().filter(|sequence| ids.contains(&sequence.id)) {
+            sequence.poisoned = true;
+            sequence.end(Event::Failed(Failure::Engine(error.to_string())));
+        }
+    }
+}
+
+/// Hands each part its rows of the output.
+fn take_output(running: &mut [Sequence], batch: &mut Batch, output: StepOutput<'_>, caps: &Capabilities) {
+    let (mut logits, mut hidden) = (output.logits, output.hidden);
+    for part in &mut batch.parts {
+        let sequence = &mut running[part.running];
+        match &mut sequence.task {
+            Task::Generate(_) => {
+                let (mine, rest) = logits.split_at(part.num_outputs * caps.vocab_size);
+                logits = rest;
+                draw(sequence, part, mine, caps);
+            }
+            Task::Embed(embedding) => {
+                let (mine, rest) = hidden.split_at(part.num_outputs * caps.hidden_size);
+                hidden = rest;
+                let finished = sequence.computed + part.len == sequence.tokens.len();
+                pool(embedding, mine, caps.hidden_size);
+                if finished {
+                    let vector = pooled(embedding, sequence.tokens.len());
+                    sequence.end(Event::Embedding(vector));
+                }
+            }
+        }
+    }
+}
+
+/// Draws a token from each row of logits for as long as the guesses behind it
+/// come true. Each token is drawn as it would be without guesses, so guessing
+/// changes the pace and never the answer (Leviathan et al., 2023, verify drafts
+/// by rejection; drawing with the same numbers and comparing needs no more than
+/// a draw that depends on the seed and the position alone).
+fn draw(sequence: &mut Sequence, part: &mut Part, logits: &[f32], caps: &Capabilities) {
+    for (idx, row) in logits.chunks_exact(caps.vocab_size).enumerate() {
+        let position = sequence.tokens.len() as u64;
+        let Task::Generate(generation) = &mut sequence.task else { return };
+        let constraint =
+            generation.constraint.as_deref_mut().map(|c| c as &mut dyn crate::constraint::Constraint);
+        match generation.sampler.sample(row, position, constraint) {
+            Ok(drawn) => {
+                let token = drawn.token;
+                sequence.take_token(drawn, caps.max_sequence_len);
+                if sequence.ended || part.drafts.get(idx) != Some(&token) {
+                    break;
+                }
+                part.kept += 1;
+            }
+            Err(error) => return sequence.end(Event::Failed(Failure::Constraint(error.0))),
+        }
+    }
+    if let Task::Generate(generation) = &mut sequence.task
+        && let Some(length) = &mut generation.draft_length
+        && part.num_outputs > 0
+    {
+        length.record(part.drafts.len() as u32, (part.kept - part.len) as u32);
+    }
+}
+
+fn pool(embedding: &mut Embedding, hidden: &[f32], size: usize) {
+    for row in hidden.chunks_exact(size) {
+        match embedding.pooling {
+            Pooling::Last => embedding.sum = row.to_vec(),
+            Pooling::Mean if embedding.sum.is_empty() => embedding.sum = row.to_vec(),
+            Pooling::Mean => embedding.sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x),
+        }
+    }
+}
+
+fn pooled(embedding: &mut Embedding, num_tokens: usize) -> Vec<f32> {
+    let mut vector = std::mem::take(&mut embedding.sum);
+    if embedding.pooling == Pooling::Mean {
+        vector.iter_mut().for_each(|x| *x /= num_tokens as f32);
+    }
+    vector
+}

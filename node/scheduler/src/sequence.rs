@@ -1,0 +1,148 @@
+//! One answer in the making, and what is known about it.
+//!
+//! There is no prefill phase and no decode phase, only computed tokens catching
+//! up with known tokens: a sequence that lacks one is decoding, one that lacks
+//! more is prefilling (the idea is vLLM's).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use quern_engine::{AdapterId, Output, SeqId, TokenId};
+
+use crate::constraint::Constraint;
+use crate::draft::DraftLength;
+use crate::handle::Permit;
+use crate::request::{Event, FinishReason, NameIx, Pooling, RequestId, Sink};
+use crate::sampler::Sampler;
+
+/// See the module's text.
+pub(crate) struct Sequence {
+    /// Unique for the life of the scheduler; ascends with arrival.
+    pub(crate) id: u64,
+    pub(crate) request: RequestId,
+    pub(crate) adapter: AdapterId,
+    pub(crate) tenant: NameIx,
+    pub(crate) priority: u8,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) arrived: Instant,
+    /// All known tokens: the prompt, then the answer.
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) prompt_len: usize,
+    /// Tokens whose state the slot holds: `tokens[..computed]`.
+    pub(crate) computed: usize,
+    /// Held while running.
+    pub(crate) slot: Option<SeqId>,
+    /// State put aside in host memory, and for how many tokens.
+    pub(crate) saved: Option<(Vec<u8>, usize)>,
+    pub(crate) task: Task,
+    pub(crate) sink: Box<dyn Sink>,
+    /// The place in the queue; given back when the last choice has started.
+    pub(crate) permit: Option<Arc<Permit>>,
+    pub(crate) started: bool,
+    /// Set when no more work is to be done for it.
+    pub(crate) ended: bool,
+    /// Set when the engine may hold other state than the books say.
+    pub(crate) poisoned: bool,
+}
+
+/// What a sequence is for.
+pub(crate) enum Task {
+    Generate(Box<Generation>),
+    Embed(Embedding),
+}
+
+pub(crate) struct Generation {
+    pub(crate) sampler: Sampler,
+    pub(crate) constraint: Option<Box<dyn Constraint>>,
+    pub(crate) max_new: usize,
+    pub(crate) stop_tokens: Arc<[TokenId]>,
+    /// How far to draft ahead; `None` where the request or the node does not want it.
+    pub(crate) draft_length: Option<DraftLength>,
+}
+
+pub(crate) struct Embedding {
+    pub(crate) pooling: Pooling,
+    /// Sum of the hidden states so far, `[hidden]`.
+    pub(crate) sum: Vec<f32>,
+}
+
+impl Sequence {
+    /// Tokens to compute before the next one can be drawn; 1 while decoding.
+    pub(crate) fn left(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// New tokens so far.
+    pub(crate) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// New tokens at most.
+    pub(crate) fn max_new(&self) -> usize {
+        match &self.task {
+            Task::Generate(generation) => generation.max_new,
+            Task::Embed(_) => 0,
+        }
+    }
+
+    /// The tokens whose state may come from the cache. The last one never may,
+    /// since its output is wanted; a mean wants every token's output.
+    pub(crate) fn reusable(&self) -> &[TokenId] {
+        match &self.task {
+            Task::Embed(Embedding { pooling: Pooling::Mean, .. }) => &[],
+            _ => &self.tokens[..self.tokens.len() - 1],
+        }
+    }
+
+    /// The kind of output that this sequence's steps give.
+    pub(crate) fn output(&self) -> Output {
+        match &self.task {
+            Task::Generate(_) => Output::Logits,
+            Task::Embed(_) => Output::Hidden,
+        }
+    }
+
+    /// Whether every row has an output, not only the last known token's.
+    pub(crate) fn outputs_each_row(&self) -> bool {
+        matches!(&self.task, Task::Embed(Embedding { pooling: Pooling::Mean, .. }))
+    }
+
+    /// Sends an event; nobody listening ends the sequence.
+    pub(crate) fn send(&mut self, event: Event) {
+        if self.sink.send(event).is_err() {
+            self.ended = true;
+        }
+    }
+
+    /// Ends the sequence with a last event.
+    pub(crate) fn end(&mut self, event: Event) {
+        // The sequence is over whether or not anybody listens.
+        let _ = self.sink.send(event);
+        self.ended = true;
+    }
+
+    /// Takes in a drawn token: sends it, or ends the sequence because of it.
+    pub(crate) fn take_token(&mut self, drawn: crate::sampler::Sampled, max_len: usize) {
+        let Task::Generate(generation) = &mut self.task else { return };
+        if generation.stop_tokens.contains(&drawn.token) {
+            return self.end(Event::Finished(FinishReason::Stop));
+        }
+        if let Some(constraint) = &mut generation.constraint
+            && let Err(error) = constraint.accept(drawn.token)
+        {
+            return self.end(Event::Failed(crate::request::Failure::Constraint(error.0)));
+        }
+        self.tokens.push(drawn.token);
+        let complete = generation.constraint.as_ref().is_some_and(|c| c.is_finished());
+        let max_new = generation.max_new;
+        self.send(Event::Token { token: drawn.token, logprobs: drawn.logprobs });
+        if self.ended {
+            return;
+        }
+        if complete {
+            self.end(Event::Finished(FinishReason::Stop));
+        } else if self.generated() >= max_new || self.tokens.len() >= max_len {
+            self.end(Event::Finished(FinishReason::Length));
+        }
+    }
+}

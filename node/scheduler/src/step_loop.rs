@@ -1,0 +1,281 @@
+//! The loop that owns an engine: ingest, plan, assemble, run, commit.
+//!
+//! This file holds the loop itself, what comes in, and the way from a snapshot
+//! to a checked plan. Acting on the plan is in `assemble.rs`, what follows from
+//! the engine's output in `commit.rs`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use quern_engine::{AdapterId, Capabilities, Engine};
+
+use crate::batch::Batch;
+use crate::builtin::BuiltinPlanner;
+use crate::draft::{DraftLength, Drafter};
+use crate::handle::{Command, Permit, Shared};
+use crate::metrics::SchedulerMetrics;
+use crate::plan::{self, Plan, Planner, Snapshot, StepInfo};
+use crate::prefix_cache::{KvOp, PrefixCache};
+use crate::request::{Event, Failure, Generate, Request, Work};
+use crate::sampler::Sampler;
+use crate::sequence::{Embedding, Generation, Sequence, Task};
+use crate::{SchedulerConfig, snapshot};
+
+/// How long the loop rests when it has work but nothing can be done for it.
+const REST: Duration = Duration::from_millis(1);
+
+/// See the module's text.
+pub(crate) struct StepLoop {
+    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) caps: Capabilities,
+    pub(crate) config: SchedulerConfig,
+    pub(crate) planner: Box<dyn Planner>,
+    pub(crate) fallback: BuiltinPlanner,
+    pub(crate) drafter: Option<Box<dyn Drafter>>,
+    pub(crate) commands: Receiver<Command>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) metrics: SchedulerMetrics,
+    pub(crate) cache: PrefixCache,
+    pub(crate) ops: Vec<KvOp>,
+    /// Not started, or preempted; in order of arrival.
+    pub(crate) waiting: Vec<Sequence>,
+    /// Holding state; in order of their last start.
+    pub(crate) running: Vec<Sequence>,
+    pub(crate) snapshot: Snapshot,
+    pub(crate) batch: Batch,
+    pub(crate) costs: StepCosts,
+    pub(crate) next_id: u64,
+    pub(crate) last_adapter: AdapterId,
+    /// Bytes of state put aside in host memory.
+    pub(crate) saved_bytes: usize,
+    pub(crate) last_start: Instant,
+    /// When the present turn of the loop began to plan.
+    pub(crate) planning_started: Instant,
+}
+
+/// What steps cost, as far as planning needs to know.
+#[derive(Debug, Default)]
+pub(crate) struct StepCosts {
+    pub(crate) num_steps: u64,
+    pub(crate) last_step: Duration,
+    /// Smoothed cost of one row in steps that are mostly prefill.
+    pub(crate) prefill_row_us: f32,
+}
+
+impl StepLoop {
+    /// Runs until told to stop, or until every handle is gone.
+    pub(crate) fn run(mut self) {
+        while self.ingest() {
+            let plan = self.plan();
+            self.assemble(&plan);
+            self.step();
+            self.commit();
+        }
+        self.fail_all(&Failure::ShuttingDown);
+    }
+
+    /// Takes in commands and drops what nobody waits for. Blocks while there is
+    /// nothing to do. False when the loop is to end.
+    fn ingest(&mut self) -> bool {
+        self.publish_load();
+        let idle = self.waiting.is_empty() && self.running.is_empty();
+        self.shared.busy.store(!idle, Ordering::Release);
+        if idle {
+            let Ok(command) = self.commands.recv() else { return false };
+            self.shared.beat();
+            self.shared.busy.store(true, Ordering::Release);
+            if !self.apply(command) {
+                return false;
+            }
+        } else if self.batch.parts.is_empty() && self.costs.num_steps > 0 {
+            // A loop with work that the last turn could do nothing for must not spin.
+            let go_on = match self.commands.recv_timeout(REST) {
+                Ok(command) => self.apply(command),
+                Err(RecvTimeoutError::Timeout) => true,
+                Err(RecvTimeoutError::Disconnected) => false,
+            };
+            if !go_on {
+                return false;
+            }
+        }
+        self.ingest_now()
+    }
+
+    /// Takes in what is there, without blocking.
+    pub(crate) fn ingest_now(&mut self) -> bool {
+        loop {
+            let go_on = match self.commands.try_recv() {
+                Ok(command) => self.apply(command),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => false,
+            };
+            if !go_on {
+                return false;
+            }
+        }
+        self.reap();
+        self.shared.beat();
+        true
+    }
+
+    fn apply(&mut self, command: Command) -> bool {
+        match command {
+            Command::Submit(request, permit) => self.enqueue(*request, Arc::new(permit)),
+            Command::SetPlanner(planner) => self.planner = planner,
+            Command::Stop => return false,
+        }
+        true
+    }
+
+    /// Turns a request into waiting sequences, one for each choice.
+    fn enqueue(&mut self, request: Request, permit: Arc<Permit>) {
+        let Request { id, prompt, adapter, tenant, priority, deadline, arrived, work } = request;
+        let tasks: Vec<(Task, Box<dyn crate::request::Sink>)> = match work {
+            Work::Generate(generate) => self.generations(&prompt, generate),
+            Work::Embed { pooling, sink } => {
+                vec![(Task::Embed(Embedding { pooling, sum: Vec::new() }), sink)]
+            }
+        };
+        let capacity = self.caps.kv_capacity.min(self.caps.max_sequence_len);
+        for (task, mut sink) in tasks {
+            let wants_answer = usize::from(matches!(task, Task::Generate(_)));
+            if prompt.is_empty() || prompt.len() + wants_answer > capacity {
+                // Nobody listening is no error: the request is over either way.
+                let _ = sink.send(Event::Failed(Failure::TooLong { tokens: prompt.len(), capacity }));
+                continue;
+            }
+            self.next_id += 1;
+            self.waiting.push(Sequence {
+                id: self.next_id,
+                request: id,
+                adapter,
+                tenant,
+                priority,
+                deadline,
+                arrived,
+                tokens: prompt.to_vec(),
+                prompt_len: prompt.len(),
+                computed: 0,
+                slot: None,
+                saved: None,
+                task,
+                sink,
+                permit: Some(Arc::clone(&permit)),
+                started: false,
+                ended: false,
+                poisoned: false,
+            });
+        }
+    }
+
+    fn generations(&self, prompt: &[u32], generate: Generate) -> Vec<(Task, Box<dyn crate::request::Sink>)> {
+        let Generate { sinks, sampling, max_new, stop_tokens, constraint, logprobs, speculate } = generate;
+        let task = |choice: usize| {
+            let mut params = sampling.clone();
+            params.seed = params.seed.wrapping_add(choice as u64);
+            let drafts = speculate && self.drafter.is_some();
+            Task::Generate(Box::new(Generation {
+                sampler: Sampler::new(params, prompt, logprobs),
+                constraint: constraint.as_ref().map(|constraint| constraint.clone_box()),
+                max_new: (max_new as usize).max(1),
+                stop_tokens: Arc::clone(&stop_tokens),
+                draft_length: drafts.then(|| DraftLength::new(self.config.max_draft)),
+            }))
+        };
+        sinks.into_iter().enumerate().map(|(choice, sink)| (task(choice), sink)).collect()
+    }
+
+    /// Frees what nobody listens to, and fails what waited past its deadline.
+    fn reap(&mut self) {
+        let now = Instant::now();
+        for sequence in self.waiting.iter_mut().chain(&mut self.running) {
+            sequence.ended |= sequence.sink.is_closed();
+            if !sequence.started && !sequence.ended && sequence.deadline.is_some_and(|at| at < now) {
+                sequence.end(Event::Failed(Failure::Expired));
+            }
+        }
+        self.drop_ended();
+    }
+
+    /// Asks the planner, checks what it says, and falls back where it is wrong.
+    pub(crate) fn plan(&mut self) -> Plan {
+        let now = Instant::now();
+        self.planning_started = now;
+        snapshot::fill(&mut self.snapshot, &self.waiting, &self.running, &self.cache, now);
+        self.snapshot.step = StepInfo {
+            seq: self.costs.num_steps,
+            now_us: self.shared.started.elapsed().as_micros() as u64,
+            token_budget: self.config.token_budget.min(self.caps.max_rows) as u32,
+            max_running: self.config.max_running.min(self.caps.max_sequences) as u32,
+            kv_free: self.cache.available() as u32,
+            kv_page: 1,
+            last_step_us: self.costs.last_step.as_micros() as u32,
+            prefill_row_us: self.costs.prefill_row_us as u32,
+            target_step_us: self.config.target_step.as_micros() as u32,
+            mixes_adapters: self.caps.mixes_adapters,
+            last_adapter: self.last_adapter,
+        };
+        let plan = self.checked_plan().unwrap_or_else(|| {
+            let plan = self.fallback.plan(&self.snapshot);
+            plan.expect("the built-in policy always has an opinion")
+        });
+        self.metrics.plan_duration.record(now.elapsed().as_secs_f64());
+        plan
+    }
+
+    fn checked_plan(&mut self) -> Option<Plan> {
+        let Some(plan) = self.planner.plan(&self.snapshot) else {
+            self.metrics.plans_none.increment(1);
+            return None;
+        };
+        match plan::check(&self.snapshot, &plan) {
+            Ok(()) => {
+                self.metrics.plans_used.increment(1);
+                Some(plan)
+            }
+            Err(error) => {
+                self.metrics.plans_invalid.increment(1);
+                tracing::debug!(planner = self.planner.name(), error = %error, "plan refused");
+                None
+            }
+        }
+    }
+
+    fn publish_load(&self) {
+        let shared = &self.shared;
+        shared.waiting.store(self.waiting.len(), Ordering::Relaxed);
+        shared.running.store(self.running.len(), Ordering::Relaxed);
+        shared.kv_used.store(self.cache.used(), Ordering::Relaxed);
+        shared.kv_live.store(self.cache.live(), Ordering::Relaxed);
+        self.metrics.waiting.set(self.waiting.len() as f64);
+        self.metrics.running.set(self.running.len() as f64);
+        self.metrics.queued.set(shared.queued.load(Ordering::Relaxed) as f64);
+        self.metrics.kv_used.set(self.cache.used() as f64);
+        self.metrics.kv_capacity.set(self.cache.capacity() as f64);
+    }
+
+    fn fail_all(&mut self, failure: &Failure) {
+        for sequence in self.waiting.iter_mut().chain(&mut self.running) {
+            sequence.end(Event::Failed(failure.clone()));
+        }
+        self.drop_ended();
+        self.publish_load();
+    }
+
+    /// Checks what must hold between two steps; for tests and debug builds.
+    pub(crate) fn assert_consistent(&self) {
+        self.cache.assert_consistent();
+        for sequence in &self.running {
+            let slot = sequence.slot.expect("a running sequence holds a slot");
+            assert_eq!(self.cache.len(slot), sequence.computed);
+            assert!(sequence.computed < sequence.tokens.len());
+            assert!(sequence.started && !sequence.ended);
+        }
+        for sequence in &self.waiting {
+            assert!(sequence.slot.is_none() && sequence.computed == 0 && !sequence.ended);
+        }
+        assert!(self.running.len() <= self.config.max_running.min(self.caps.max_sequences));
+    }
+}

@@ -1,0 +1,6 @@
+//! The scheduler on the fake engine: what it must do, and what must never be.
+
+mod cache;
+mod harness;
+mod property;
+mod runs;

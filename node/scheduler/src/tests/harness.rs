@@ -1,0 +1,198 @@
+//! A scheduler that is turned by hand, one step at a time.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use quern_engine::fake::{FakeConfig, FakeEngine};
+use quern_engine::{AdapterId, Capabilities};
+
+use crate::draft::Drafter;
+use crate::plan::Planner;
+use crate::request::{
+    Closed, DEFAULT_PRIORITY, Event, Failure, FinishReason, Generate, Request, SamplingParams, Sink, Work,
+};
+use crate::step_loop::StepLoop;
+use crate::{Handle, SchedulerConfig, build};
+
+/// What a test sees of one sequence.
+#[derive(Clone, Default)]
+pub(crate) struct Stream(Arc<Mutex<Seen>>);
+
+#[derive(Default)]
+struct Seen {
+    events: Vec<Event>,
+    closed: bool,
+}
+
+impl Sink for Stream {
+    fn send(&mut self, event: Event) -> Result<(), Closed> {
+        let mut seen = self.0.lock().unwrap();
+        if seen.closed {
+            return Err(Closed);
+        }
+        seen.events.push(event);
+        Ok(())
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.lock().unwrap().closed
+    }
+}
+
+impl Stream {
+    pub(crate) fn hang_up(&self) {
+        self.0.lock().unwrap().closed = true;
+    }
+
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.0.lock().unwrap().events.clone()
+    }
+
+    pub(crate) fn tokens(&self) -> Vec<u32> {
+        let token = |event: &Event| match event {
+            Event::Token { token, .. } => Some(*token),
+            _ => None,
+        };
+        self.events().iter().filter_map(token).collect()
+    }
+
+    pub(crate) fn cached(&self) -> Option<u32> {
+        self.events().iter().find_map(|event| match event {
+            Event::Started { cached_tokens, .. } => Some(*cached_tokens),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn finish(&self) -> Option<FinishReason> {
+        self.events().iter().find_map(|event| match event {
+            Event::Finished(reason) => Some(*reason),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        self.events().iter().find_map(|event| match event {
+            Event::Failed(failure) => Some(failure.clone()),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        let last =
+            |event: &Event| matches!(event, Event::Finished(_) | Event::Failed(_) | Event::Embedding(_));
+        self.events().last().is_some_and(last)
+    }
+}
+
+/// A scheduler on a fake engine, with its books checked after every step.
+pub(crate) struct Bench {
+    pub(crate) scheduler: StepLoop,
+    pub(crate) handle: Handle,
+    pub(crate) fake: FakeConfig,
+    next_request: u64,
+}
+
+impl Bench {
+    pub(crate) fn new(fake: FakeConfig, config: SchedulerConfig) -> Bench {
+        Bench::with(fake, config, None, None)
+    }
+
+    pub(crate) fn with(
+        fake: FakeConfig,
+        mut config: SchedulerConfig,
+        planner: Option<Box<dyn Planner>>,
+        drafter: Option<Box<dyn Drafter>>,
+    ) -> Bench {
+        config.check_invariants = true;
+        let mut engine = FakeEngine::new(fake.clone());
+        for adapter in 1..4 {
+            quern_engine::Engine::load_adapter(&mut engine, AdapterId(adapter), "none".as_ref()).unwrap();
+        }
+        let (scheduler, handle) = build(Box::new(engine), config, planner, drafter);
+        Bench { scheduler, handle, fake, next_request: 0 }
+    }
+
+    /// Small numbers, so that limits are met early.
+    pub(crate) fn tiny(kv_capacity: usize, max_sequences: usize) -> FakeConfig {
+        let capabilities = Capabilities {
+            kv_capacity,
+            max_sequences,
+            max_sequence_len: kv_capacity.min(256),
+            max_rows: 64,
+            max_outputs: 16,
+            ..FakeConfig::default().capabilities
+        };
+        FakeConfig { capabilities, ..FakeConfig::default() }
+    }
+
+    pub(crate) fn request(&mut self, prompt: &[u32], work: Work) -> Request {
+        self.next_request += 1;
+        Request {
+            id: self.next_request,
+            prompt: prompt.into(),
+            adapter: AdapterId::BASE,
+            tenant: 0,
+            priority: DEFAULT_PRIORITY,
+            deadline: None,
+            arrived: Instant::now(),
+            work,
+        }
+    }
+
+    pub(crate) fn submit(&mut self, request: Request) {
+        let permit = self.handle.reserve().unwrap();
+        self.handle.submit(permit, request).unwrap();
+    }
+
+    /// Asks for `max_new` greedy tokens.
+    pub(crate) fn ask(&mut self, prompt: &[u32], max_new: u32) -> Stream {
+        let stream = Stream::default();
+        let request = self.request(prompt, greedy(&[&stream], max_new));
+        self.submit(request);
+        stream
+    }
+
+    /// One turn of the loop, without blocking.
+    pub(crate) fn turn(&mut self) {
+        let plan = {
+            assert!(self.scheduler.ingest_now());
+            self.scheduler.plan()
+        };
+        self.scheduler.assemble(&plan);
+        self.scheduler.step();
+        self.scheduler.commit();
+    }
+
+    /// Turns until nothing is left, at most `limit` times.
+    pub(crate) fn run(&mut self, limit: usize) {
+        for _ in 0..limit {
+            self.turn();
+            if self.scheduler.waiting.is_empty() && self.scheduler.running.is_empty() {
+                return;
+            }
+        }
+        panic!("still busy after {limit} steps");
+    }
+
+    pub(crate) fn expected(&self, adapter: AdapterId, prompt: &[u32], num_new: usize) -> Vec<u32> {
+        FakeEngine::expected(&self.fake, adapter, prompt, num_new)
+    }
+}
+
+/// Greedy generation without stop tokens, one choice for each stream.
+pub(crate) fn greedy(streams: &[&Stream], max_new: u32) -> Work {
+    Work::Generate(Generate {
+        sinks: streams.iter().map(|&stream| Box::new(stream.clone()) as Box<dyn Sink>).collect(),
+        sampling: SamplingParams::default(),
+        max_new,
+        stop_tokens: Arc::from([]),
+        constraint: None,
+        logprobs: None,
+        speculate: true,
+    })
+}
+
+/// A prompt of `len` tokens that differs from others' by `salt`.
+pub(crate) fn prompt(salt: u32, len: usize) -> Vec<u32> {
+    (0..len as u32).map(|idx| (salt * 31 + idx * 7 + idx * idx) % 320).collect()
+}

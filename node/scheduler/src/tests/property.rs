@@ -1,0 +1,124 @@
+//! Random arrivals, hang-ups and tiny memory: every answer is exact and
+//! everything is given back.
+
+use proptest::prelude::*;
+use quern_engine::AdapterId;
+
+use super::harness::{Bench, Stream, greedy};
+use crate::draft::PromptLookup;
+use crate::request::{Pooling, Work};
+use crate::{Preemption, SchedulerConfig};
+
+#[derive(Debug, Clone)]
+struct Arrival {
+    salt: u32,
+    shared: usize,
+    len: usize,
+    max_new: u32,
+    adapter: u32,
+    priority: u8,
+    choices: usize,
+    hang_up_after: Option<usize>,
+    embed: bool,
+    turns_before: usize,
+}
+
+fn arrival() -> impl Strategy<Value = Arrival> {
+    let what = (0u32..4, 0usize..30, 1usize..40, 1u32..25, 0u32..3);
+    let how = (any::<u8>(), 1usize..3, prop::option::of(0usize..20), prop::bool::weighted(0.15), 0usize..6);
+    (what, how).prop_map(
+        |((salt, shared, len, max_new, adapter), (priority, choices, hang_up_after, embed, turns_before))| {
+            Arrival {
+                salt,
+                shared,
+                len,
+                max_new,
+                adapter,
+                priority,
+                choices,
+                hang_up_after,
+                embed,
+                turns_before,
+            }
+        },
+    )
+}
+
+fn prompt_of(arrival: &Arrival) -> Vec<u32> {
+    let shared = (0..arrival.shared as u32).map(|idx| idx % 5);
+    shared.chain((0..arrival.len as u32).map(|idx| (idx * arrival.salt) % 7)).collect()
+}
+
+fn check(arrivals: &[Arrival], config: SchedulerConfig, kv: usize, slots: usize, speculate: bool) {
+    let mut fake = Bench::tiny(kv, slots);
+    fake.repetitive = speculate;
+    let drafter = speculate.then(|| Box::new(PromptLookup::default()) as Box<dyn crate::draft::Drafter>);
+    let mut bench = Bench::with(fake, config, None, drafter);
+    let mut asked: Vec<(Arrival, Vec<Stream>)> = Vec::new();
+    let mut turns = 0;
+    for arrival in arrivals {
+        for _ in 0..arrival.turns_before {
+            bench.turn();
+            turns += 1;
+            for (arrival, streams) in &asked {
+                if arrival.hang_up_after.is_some_and(|after| after < turns) {
+                    streams[0].hang_up();
+                }
+            }
+        }
+        let streams: Vec<Stream> = (0..arrival.choices).map(|_| Stream::default()).collect();
+        let work = if arrival.embed {
+            Work::Embed { pooling: Pooling::Mean, sink: Box::new(streams[0].clone()) }
+        } else {
+            greedy(&streams.iter().collect::<Vec<_>>(), arrival.max_new)
+        };
+        let mut request = bench.request(&prompt_of(arrival), work);
+        request.adapter = AdapterId(arrival.adapter);
+        request.priority = arrival.priority;
+        bench.submit(request);
+        asked.push((arrival.clone(), streams));
+    }
+    bench.run(20_000);
+    for (arrival, streams) in &asked {
+        for (choice, stream) in streams.iter().enumerate() {
+            let hung_up = arrival.hang_up_after.is_some() && choice == 0;
+            let prompt = prompt_of(arrival);
+            let tokens = stream.tokens();
+            let room = bench.fake.capabilities.max_sequence_len - prompt.len();
+            let wanted = (arrival.max_new as usize).min(room);
+            let expected = bench.expected(AdapterId(arrival.adapter), &prompt, wanted);
+            if arrival.embed {
+                assert!(choice > 0 || hung_up || stream.is_over());
+            } else if hung_up {
+                assert!(expected.starts_with(&tokens), "a prefix of the answer");
+            } else {
+                assert_eq!(tokens, expected);
+                assert!(stream.is_over());
+            }
+        }
+    }
+    assert_eq!(bench.scheduler.cache.live(), 0);
+    assert_eq!(bench.scheduler.saved_bytes, 0);
+    assert!(bench.handle.is_idle());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn answers_are_exact_and_nothing_leaks(
+        arrivals in prop::collection::vec(arrival(), 1..14),
+        (kv, slots, budget) in (80usize..200, 2usize..7, 4usize..64),
+        (host, cache, speculate) in (any::<bool>(), any::<bool>(), any::<bool>()),
+    ) {
+        let config = SchedulerConfig {
+            token_budget: budget,
+            prefix_cache: cache,
+            preemption: if host { Preemption::Host } else { Preemption::Recompute },
+            host_state_bytes: 600,
+            max_draft: 4,
+            ..SchedulerConfig::default()
+        };
+        check(&arrivals, config, kv, slots, speculate);
+    }
+}
