@@ -112,9 +112,7 @@ impl StepLoop {
         let Some(index) = self.waiting.iter().position(|sequence| sequence.id == id) else { return false };
         let sequence = &self.waiting[index];
         let (cached, pending) = reuse(sequence, &self.running, &self.cache);
-        if self.running.len() >= self.config.max_running.min(self.caps.max_sequences)
-            || better_later(cached, pending)
-        {
+        if self.running.len() >= self.config.max_running || better_later(cached, pending) {
             return false;
         }
         let saved = sequence.saved.as_ref().map_or(0, |&(_, len)| len);

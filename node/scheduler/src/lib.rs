@@ -120,6 +120,9 @@ fn build(
     drafter: Option<Box<dyn Drafter>>,
 ) -> (StepLoop, Handle) {
     let caps = engine.capabilities().clone();
+    // A sequence without an output in sight would run for nothing.
+    let max_running = config.max_running.min(caps.max_sequences).min(caps.max_outputs);
+    let config = SchedulerConfig { max_running, ..config };
     let (sender, commands) = mpsc::sync_channel(config.max_queued + SPARE_COMMANDS);
     let shared = handle::Shared::new(config.max_queued, caps.kv_capacity);
     let scheduler = StepLoop {

@@ -208,7 +208,7 @@ impl StepLoop {
             seq: self.costs.num_steps,
             now_us: self.shared.started.elapsed().as_micros() as u64,
             token_budget: self.config.token_budget.min(self.caps.max_rows) as u32,
-            max_running: self.config.max_running.min(self.caps.max_sequences) as u32,
+            max_running: self.config.max_running as u32,
             kv_free: self.cache.available() as u32,
             kv_page: 1,
             last_step_us: self.costs.last_step.as_micros() as u32,
@@ -276,6 +276,6 @@ impl StepLoop {
         for sequence in &self.waiting {
             assert!(sequence.slot.is_none() && sequence.computed == 0 && !sequence.ended);
         }
-        assert!(self.running.len() <= self.config.max_running.min(self.caps.max_sequences));
+        assert!(self.running.len() <= self.config.max_running);
     }
 }
