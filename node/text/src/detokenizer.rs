@@ -20,11 +20,7 @@ impl Detokenizer {
     /// A detokenizer at the beginning of a text; `skip_special` leaves control
     /// tokens out.
     pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
-        Self {
-            tokenizer,
-            skip_special,
-            pending: Vec::new(),
-        }
+        Self { tokenizer, skip_special, pending: Vec::new() }
     }
 
     /// The text that is certain after one more token. Bytes that can no longer
@@ -33,8 +29,7 @@ impl Detokenizer {
         if self.skip_special && self.tokenizer.is_special(token) {
             return String::new();
         }
-        self.pending
-            .extend_from_slice(self.tokenizer.token_bytes(token));
+        self.pending.extend_from_slice(self.tokenizer.token_bytes(token));
         take_complete(&mut self.pending)
     }
 

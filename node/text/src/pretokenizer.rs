@@ -28,9 +28,7 @@ impl PreTokenizer {
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "gpt-2" | "phi-2" | "jina-es" | "jina-de" | "gigachat" | "mellum" => Self::Gpt2,
-            "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" => {
-                Self::Llama3
-            }
+            "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" => Self::Llama3,
             "qwen2" | "deepseek-r1-qwen" => Self::Qwen2,
             "qwen35" => Self::Qwen35,
             _ => return None,
@@ -81,13 +79,7 @@ impl PreTokenizer {
         if class & NUMBER != 0 {
             let digits = if self == Self::Llama3 { 3 } else { 1 };
             let in_group = |c: &char| classes::of(*c) & NUMBER != 0;
-            return Some(
-                rest.chars()
-                    .take(digits)
-                    .take_while(in_group)
-                    .map(char::len_utf8)
-                    .sum(),
-            );
+            return Some(rest.chars().take(digits).take_while(in_group).map(char::len_utf8).sum());
         }
         let letters = self.letters();
         let after_first = c.len_utf8();
@@ -110,11 +102,7 @@ impl PreTokenizer {
 
     /// What counts as a letter.
     fn letters(self) -> u8 {
-        if self == Self::Qwen35 {
-            LETTER | MARK
-        } else {
-            LETTER
-        }
+        if self == Self::Qwen35 { LETTER | MARK } else { LETTER }
     }
 }
 
@@ -134,11 +122,7 @@ fn gpt2_word(rest: &str, c: char) -> Option<usize> {
 fn contraction(rest: &str, any_case: bool) -> Option<usize> {
     let lower = |idx: usize| {
         let byte = rest.as_bytes().get(idx).copied()?;
-        Some(if any_case {
-            byte.to_ascii_lowercase()
-        } else {
-            byte
-        })
+        Some(if any_case { byte.to_ascii_lowercase() } else { byte })
     };
     match (lower(1)?, lower(2)) {
         (b's' | b't' | b'm' | b'd', _) => Some(2),
@@ -214,11 +198,7 @@ mod tests {
     fn the_others_differ_where_they_should() {
         check(PreTokenizer::Qwen35, "e\u{301}x", &["e\u{301}x"]);
         check(PreTokenizer::Llama3, "12345", &["123", "45"]);
-        check(
-            PreTokenizer::Gpt2,
-            "it's 123\n\n x",
-            &["it", "'s", " 123", "\n\n", " x"],
-        );
+        check(PreTokenizer::Gpt2, "it's 123\n\n x", &["it", "'s", " 123", "\n\n", " x"]);
         check(PreTokenizer::Gpt2, "I'S", &["I", "'", "S"]);
     }
 

@@ -40,18 +40,12 @@ impl SpecialTokens {
         for (idx, token) in tokens.iter().enumerate() {
             by_first_byte[usize::from(token.text.as_bytes()[0])].push(idx as u32);
         }
-        Self {
-            tokens,
-            by_first_byte,
-        }
+        Self { tokens, by_first_byte }
     }
 
     /// The texts of all control tokens.
     pub(crate) fn control_texts(&self) -> impl Iterator<Item = &str> {
-        self.tokens
-            .iter()
-            .filter(|token| token.control)
-            .map(|token| token.text.as_str())
+        self.tokens.iter().filter(|token| token.control).map(|token| token.text.as_str())
     }
 
     /// Splits `text` at its special tokens; control tokens count only with
@@ -113,16 +107,8 @@ mod tests {
     use super::*;
 
     fn tokens() -> SpecialTokens {
-        let token = |id, text: &str, control| SpecialToken {
-            id,
-            text: text.to_owned(),
-            control,
-        };
-        SpecialTokens::new(vec![
-            token(1, "<a>", true),
-            token(2, "<a><b>", false),
-            token(3, "<b>", false),
-        ])
+        let token = |id, text: &str, control| SpecialToken { id, text: text.to_owned(), control };
+        SpecialTokens::new(vec![token(1, "<a>", true), token(2, "<a><b>", false), token(3, "<b>", false)])
     }
 
     #[test]

@@ -38,9 +38,7 @@ impl StopStrings {
     pub fn new(strings: Vec<String>) -> Self {
         let patterns = strings.into_iter().enumerate();
         let patterns = patterns.filter(|(_, string)| !string.is_empty());
-        Self {
-            patterns: patterns.map(|(idx, string)| Pattern::new(idx, string)).collect(),
-        }
+        Self { patterns: patterns.map(|(idx, string)| Pattern::new(idx, string)).collect() }
     }
 
     /// A matcher at the beginning of a text.
@@ -66,11 +64,7 @@ impl Pattern {
             border += usize::from(bytes[at] == bytes[border]);
             fallback[at] = border;
         }
-        Self {
-            idx,
-            bytes,
-            fallback,
-        }
+        Self { idx, bytes, fallback }
     }
 
     /// How much of the string the text ends with after one more byte, given
@@ -97,10 +91,7 @@ impl StopMatcher {
     /// Takes the next piece of text and gives out what is certain.
     pub fn push(&mut self, piece: &str) -> StopStep {
         if self.matched.is_some() {
-            return StopStep {
-                text: String::new(),
-                matched: self.matched,
-            };
+            return StopStep { text: String::new(), matched: self.matched };
         }
         let held_before = self.held.len();
         self.held.push_str(piece);
@@ -108,19 +99,13 @@ impl StopMatcher {
             if let Some((idx, len)) = self.advance(self.held.as_bytes()[at]) {
                 self.matched = Some(idx);
                 self.held.truncate(at + 1 - len);
-                return StopStep {
-                    text: std::mem::take(&mut self.held),
-                    matched: self.matched,
-                };
+                return StopStep { text: std::mem::take(&mut self.held), matched: self.matched };
             }
         }
         let hold = self.states.iter().copied().max().unwrap_or(0);
         // A stop string begins with a whole character, so this is a border of one.
         let rest = self.held.split_off(self.held.len() - hold);
-        StopStep {
-            text: std::mem::replace(&mut self.held, rest),
-            matched: None,
-        }
+        StopStep { text: std::mem::replace(&mut self.held, rest), matched: None }
     }
 
     /// What was held back, at the end of the text.
@@ -165,8 +150,7 @@ mod tests {
     fn naive(stops: &[String], text: &str) -> (String, Option<usize>) {
         for end in text.char_indices().map(|(at, c)| at + c.len_utf8()) {
             let complete = stops.iter().enumerate();
-            let complete =
-                complete.filter(|(_, stop)| !stop.is_empty() && text[..end].ends_with(*stop));
+            let complete = complete.filter(|(_, stop)| !stop.is_empty() && text[..end].ends_with(*stop));
             let found = complete.min_by_key(|(idx, stop)| (usize::MAX - stop.len(), *idx));
             if let Some((idx, stop)) = found {
                 return (text[..end - stop.len()].to_owned(), Some(idx));

@@ -117,8 +117,8 @@ impl Tokenizer {
         classes::warm_up();
         let ends_of_generation = {
             let tokens = std::mem::take(&mut vocabulary.tokens);
-            let by_text = |(id, text): (usize, &'_ String)| (text.as_str(), id as TokenId);
-            let ids = tokens.iter().enumerate().map(|(id, text)| by_text((id, text)));
+            let ids = tokens.iter().enumerate();
+            let ids = ids.map(|(id, text)| (text.as_str(), id as TokenId));
             let ends = vocabulary.resolve_roles(&ids.collect());
             vocabulary.tokens = tokens;
             ends
@@ -128,8 +128,7 @@ impl Tokenizer {
         let bos = vocabulary.roles.get("bos").copied();
         let eos = vocabulary.roles.get("eos").copied();
         let tokens = vocabulary.tokens.into_iter().enumerate();
-        let ids: HashMap<String, TokenId> =
-            tokens.map(|(id, text)| (text, id as TokenId)).collect();
+        let ids: HashMap<String, TokenId> = tokens.map(|(id, text)| (text, id as TokenId)).collect();
         Ok(Self {
             bpe: bpe(&ids, vocabulary.merges, pre)?,
             pre,
@@ -167,11 +166,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Self::encode`].
-    pub fn encode_prompt(
-        &self,
-        text: &str,
-        special: Special,
-    ) -> Result<Vec<TokenId>, TokenizerError> {
+    pub fn encode_prompt(&self, text: &str, special: Special) -> Result<Vec<TokenId>, TokenizerError> {
         let mut out: Vec<TokenId> = self.bos.filter(|_| self.add_bos).into_iter().collect();
         out.extend(self.encode(text, special)?);
         out.extend(self.eos.filter(|_| self.add_eos));
@@ -241,10 +236,7 @@ impl Tokenizer {
 
     /// Whether a token steers the model and is no part of an answer's text.
     pub fn is_special(&self, token: TokenId) -> bool {
-        matches!(
-            self.kinds.get(token as usize),
-            Some(TokenKind::Control | TokenKind::Unknown)
-        )
+        matches!(self.kinds.get(token as usize), Some(TokenKind::Control | TokenKind::Unknown))
     }
 
     /// The tokens that end an answer, in ascending order.
@@ -345,11 +337,7 @@ fn special_tokens(vocabulary: &Vocabulary) -> SpecialTokens {
             TokenKind::UserDefined => false,
             TokenKind::Normal | TokenKind::Unused => return None,
         };
-        Some(SpecialToken {
-            id: id as TokenId,
-            text: text.clone(),
-            control,
-        })
+        Some(SpecialToken { id: id as TokenId, text: text.clone(), control })
     });
     SpecialTokens::new(special.collect())
 }

@@ -47,9 +47,7 @@ pub struct Vocabulary {
 }
 
 /// Roles that a file can give to a token.
-const ROLES: [&str; 8] = [
-    "bos", "eos", "eot", "eom", "fim_pre", "fim_pad", "fim_rep", "fim_sep",
-];
+const ROLES: [&str; 8] = ["bos", "eos", "eot", "eom", "fim_pre", "fim_pad", "fim_rep", "fim_sep"];
 
 /// Texts by which tokens without a role in the file are known.
 const TEXTS_BY_ROLE: [(&str, &[&str]); 8] = [
@@ -106,20 +104,8 @@ const TEXTS_BY_ROLE: [(&str, &[&str]); 8] = [
             "<|middle|>",
         ],
     ),
-    (
-        "fim_pad",
-        &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
-    ),
-    (
-        "fim_rep",
-        &[
-            "<|fim_repo|>",
-            "<|repo_name|>",
-            "<fim-repo>",
-            "<REPO>",
-            "<reponame>",
-        ],
-    ),
+    ("fim_pad", &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
+    ("fim_rep", &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"]),
     ("fim_sep", &["<|file_sep|>"]),
 ];
 
@@ -166,9 +152,7 @@ impl Vocabulary {
             kinds: kinds(gguf, tokens.len())?,
             tokens,
             merges: merges.collect::<Result<_, _>>()?,
-            pre: optional(gguf.str("tokenizer.ggml.pre"))?
-                .unwrap_or("default")
-                .to_owned(),
+            pre: optional(gguf.str("tokenizer.ggml.pre"))?.unwrap_or("default").to_owned(),
             roles: HashMap::new(),
             add_bos: optional(gguf.bool("tokenizer.ggml.add_bos_token"))?,
             add_eos: optional(gguf.bool("tokenizer.ggml.add_eos_token"))?,
@@ -187,15 +171,10 @@ impl Vocabulary {
     /// # Errors
     /// [`TokenizerError`] when one of the files cannot be used.
     pub fn from_json_file(path: &Path, gguf: &Gguf) -> Result<Self, TokenizerError> {
-        let bad = |why: String| TokenizerError::JsonFile {
-            path: path.to_owned(),
-            why,
-        };
+        let bad = |why: String| TokenizerError::JsonFile { path: path.to_owned(), why };
         let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
         let file: JsonFile = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
-        let num_padded = gguf
-            .strings("tokenizer.ggml.tokens")
-            .map_or(0, |tokens| tokens.len());
+        let num_padded = gguf.strings("tokenizer.ggml.tokens").map_or(0, |tokens| tokens.len());
         let (tokens, kinds) = file.tokens(num_padded).map_err(bad)?;
         let merges = file.model.merges.into_iter().enumerate();
         let merges = merges.map(|(idx, merge)| match merge {
@@ -206,9 +185,7 @@ impl Vocabulary {
             tokens,
             kinds,
             merges: merges.collect::<Result<_, _>>()?,
-            pre: optional(gguf.str("tokenizer.ggml.pre"))?
-                .unwrap_or("default")
-                .to_owned(),
+            pre: optional(gguf.str("tokenizer.ggml.pre"))?.unwrap_or("default").to_owned(),
             roles: HashMap::new(),
             add_bos: optional(gguf.bool("tokenizer.ggml.add_bos_token"))?,
             add_eos: optional(gguf.bool("tokenizer.ggml.add_eos_token"))?,
@@ -267,10 +244,7 @@ fn kinds(gguf: &Gguf, num_tokens: usize) -> Result<Vec<TokenKind>, TokenizerErro
         return Ok(vec![TokenKind::Normal; num_tokens]);
     };
     if numbers.len() < num_tokens {
-        return Err(TokenizerError::TooFewTokenTypes {
-            types: numbers.len(),
-            tokens: num_tokens,
-        });
+        return Err(TokenizerError::TooFewTokenTypes { types: numbers.len(), tokens: num_tokens });
     }
     let kind = |number: &i32| match number {
         1 => TokenKind::Normal,
@@ -284,11 +258,7 @@ fn kinds(gguf: &Gguf, num_tokens: usize) -> Result<Vec<TokenKind>, TokenizerErro
 
 /// An empty text would match everywhere.
 fn name_empty(id: usize, text: &str) -> String {
-    if text.is_empty() {
-        format!("[EMPTY_{id}]")
-    } else {
-        text.to_owned()
-    }
+    if text.is_empty() { format!("[EMPTY_{id}]") } else { text.to_owned() }
 }
 
 /// The first space after the first character parts the two halves; the first
@@ -296,14 +266,8 @@ fn name_empty(id: usize, text: &str) -> String {
 fn split_merge((idx, text): (usize, &str)) -> Result<(String, String), TokenizerError> {
     let first_len = text.chars().next().map_or(0, char::len_utf8);
     match text[first_len..].split_once(' ') {
-        Some((head, second)) => Ok((
-            text[..first_len + head.len()].to_owned(),
-            second.to_owned(),
-        )),
-        None => Err(TokenizerError::Merge {
-            idx,
-            text: text.to_owned(),
-        }),
+        Some((head, second)) => Ok((text[..first_len + head.len()].to_owned(), second.to_owned())),
+        None => Err(TokenizerError::Merge { idx, text: text.to_owned() }),
     }
 }
 
@@ -357,11 +321,8 @@ impl JsonFile {
         }
         for token in &self.added_tokens {
             tokens[token.id as usize].clone_from(&token.content);
-            kinds[token.id as usize] = if token.special {
-                TokenKind::Control
-            } else {
-                TokenKind::UserDefined
-            };
+            kinds[token.id as usize] =
+                if token.special { TokenKind::Control } else { TokenKind::UserDefined };
         }
         for (id, text) in tokens.iter_mut().enumerate() {
             *text = name_empty(id, text);
