@@ -53,9 +53,16 @@ fn main() {
         ("0.7, top-p 0.8", SamplingParams { top_p: 0.8, ..warm() }, None, false),
         ("1.0, top-p 0.95", SamplingParams { temperature: 1.0, top_p: 0.95, ..warm() }, None, false),
         ("0.7, top-k 20, top-p 0.8", SamplingParams { top_k: 20, top_p: 0.8, ..warm() }, None, false),
-        ("0.7, top-k 20, top-p 0.8, 5 logprobs", SamplingParams { top_k: 20, top_p: 0.8, ..warm() }, Some(5), false),
+        (
+            "0.7, top-k 20, top-p 0.8, 5 logprobs",
+            SamplingParams { top_k: 20, top_p: 0.8, ..warm() },
+            Some(5),
+            false,
+        ),
     ];
-    for (shape, peaked) in [("normal, std 3", false), ("normal, std 3, eight tokens 8 to 15 above the rest", true)] {
+    for (shape, peaked) in
+        [("normal, std 3", false), ("normal, std 3, eight tokens 8 to 15 above the rest", true)]
+    {
         let rows = rows(peaked);
         println!("{VOCAB} logits, {shape}; best, median and worst us per call over {NUM_ROWS} rows in turn");
         for (name, params, logprobs, constrained) in &modes {
@@ -82,7 +89,12 @@ fn rows(peaked: bool) -> Vec<Vec<f32>> {
     rows
 }
 
-fn measure(rows: &[Vec<f32>], params: &SamplingParams, logprobs: Option<u8>, constrained: bool) -> (f64, f64, f64) {
+fn measure(
+    rows: &[Vec<f32>],
+    params: &SamplingParams,
+    logprobs: Option<u8>,
+    constrained: bool,
+) -> (f64, f64, f64) {
     let prompt: Vec<u32> = (0..600).map(|idx| idx * 251 % VOCAB as u32).collect();
     let mut samplers = vec![Sampler::new(params.clone(), &prompt, logprobs); rows.len()];
     let mut times = Vec::new();

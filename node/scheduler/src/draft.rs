@@ -1,68 +1,48 @@
-//! Guessing ahead: where speculative drafts come from.
+//! Guesses at the next tokens, for the engine to verify many in one step.
+//!
+//! A draft is never believed: the step loop computes it, samples as it would
+//! without it, and keeps what agrees. So a bad draft costs time and nothing
+//! else, and a drafter that cannot help gives an empty one. Drafters know
+//! tokens; they know no sampling parameters and no text.
+
+mod length;
+mod lookup;
+mod model;
+#[cfg(test)]
+mod tests;
 
 use quern_engine::TokenId;
+
+pub use length::DraftLength;
+pub use lookup::{LookupError, PromptLookup};
+pub use model::{ModelDrafter, ModelDrafterConfig, VocabMismatch};
 
 /// One sequence that wants a draft.
 #[derive(Debug, Clone, Copy)]
 pub struct DraftAsk<'a> {
-    /// Unique for the life of the scheduler.
+    /// Its number, unique for the life of the process; once in each call.
     pub seq: u64,
-    /// All known tokens, prompt and output.
+    /// All tokens of the sequence that are known, prompt and output.
     pub tokens: &'a [TokenId],
-    /// At most this many guesses.
+    /// Tokens to guess at most.
     pub max: u32,
 }
 
-/// Guesses the tokens that come next.
+/// Guesses the tokens that follow.
 pub trait Drafter: Send {
     /// A name for logs and metrics.
     fn name(&self) -> &str;
 
-    /// Writes one draft for each ask, possibly empty.
+    /// Writes one draft for each ask into `out`, whose old contents are lost.
+    /// A draft holds at most `max` tokens and may be empty. Blocks while it works.
     fn draft(&mut self, asks: &[DraftAsk<'_>], out: &mut Vec<Vec<TokenId>>);
 
-    /// The sequence has ended.
+    /// Drops what is kept for a sequence that will not ask again.
     fn forget(&mut self, seq: u64);
 }
 
-/// How far to guess ahead, by what came true lately.
-#[derive(Debug, Clone)]
-pub struct DraftLength {
-    max: u32,
-}
-
-impl DraftLength {
-    /// Starts in the middle.
-    #[must_use]
-    pub fn new(max: u32) -> DraftLength {
-        DraftLength { max }
-    }
-
-    /// Tokens to guess in the next step.
-    #[must_use]
-    pub fn wanted(&self) -> u32 {
-        self.max
-    }
-
-    /// Learns from a step.
-    pub fn record(&mut self, _drafted: u32, _accepted: u32) {}
-}
-
-/// Guesses that each token's successor in the vocabulary follows it.
-#[derive(Debug, Default)]
-pub struct PromptLookup;
-
-impl Drafter for PromptLookup {
-    fn name(&self) -> &str {
-        "lookup"
-    }
-
-    fn draft(&mut self, asks: &[DraftAsk<'_>], out: &mut Vec<Vec<TokenId>>) {
-        for ask in asks {
-            let last = ask.tokens.last().copied().unwrap_or(0);
-            out.push((1..=ask.max).map(|ahead| (last + ahead) % 320).collect());
-        }
-    }
-
-    fn forget(&mut self, _seq: u64) {}
+/// Makes `out` hold `len` empty drafts, keeping their memory.
+fn clear_drafts(out: &mut Vec<Vec<TokenId>>, len: usize) {
+    out.iter_mut().for_each(Vec::clear);
+    out.resize_with(len, Vec::new);
 }

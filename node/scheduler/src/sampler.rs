@@ -134,7 +134,9 @@ impl Sampler {
         }
         let token = match self.select(&row, peak, work) {
             Kept::Peak => peak.token,
-            Kept::Row { total } => draw_from_row(&row, peak, self.scale(), work, self.uniform(position) * total),
+            Kept::Row { total } => {
+                draw_from_row(&row, peak, self.scale(), work, self.uniform(position) * total)
+            }
             Kept::Candidates { total } => draw_from(&work.candidates, self.uniform(position) * total),
         };
         let logprobs = self.logprobs.map(|count| Box::new(logprobs_of(logits, token, count.into(), work)));

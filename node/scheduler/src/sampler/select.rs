@@ -4,6 +4,8 @@
 //! lower token). So each first finds a logit below which nothing can be kept,
 //! collects the few tokens above it, and then cuts exactly among those.
 
+use std::cmp::Ordering;
+
 use quern_engine::TokenId;
 
 use super::exp::{LANES, LOWEST, weight};
@@ -162,8 +164,9 @@ impl Candidates {
 }
 
 /// Descending logits, then ascending tokens; candidates are in token order.
-fn by_likelihood(logits: &[f32], a: u32, b: u32) -> std::cmp::Ordering {
-    logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b))
+/// Candidates are never NaN, and both zeros are the same logit.
+fn by_likelihood(logits: &[f32], a: u32, b: u32) -> Ordering {
+    logits[b as usize].partial_cmp(&logits[a as usize]).unwrap_or(Ordering::Equal).then(a.cmp(&b))
 }
 
 fn extremes(logits: &[f32], order: &[u32]) -> (f32, f32) {
