@@ -11,6 +11,8 @@
 //! of the exponent adds at most `2^-24 * 47 * ln 2`, so a weight's relative
 //! error is below `3e-6`, and below `4e-7` within one natural unit of the peak.
 
+use std::f32::consts::LN_2;
+
 /// Values processed side by side; a multiple of every vector width in use.
 pub(super) const LANES: usize = 16;
 
@@ -31,8 +33,8 @@ pub(super) fn weight(logit: f32, max: f32, scale: f32) -> f32 {
     let f = t - (rounded - ROUND);
     // Estrin's scheme: shorter chains of operations than Horner's.
     let f2 = f * f;
-    let low = 1.0 + f * 0.693_147_2;
-    let middle = 0.240_223_5 + f * 0.055_503_812;
+    let low = 1.0 + f * LN_2;
+    let middle = 0.240_223_5 + f * 0.055_503_81;
     let high = 0.009_666_368 + f * 0.001_338_130_2;
     let p = low + f2 * (middle + f2 * high);
     // The low bits of `rounded` are the whole part in two's complement.
