@@ -1,0 +1,168 @@
+//! From a file and a configuration to a session, and every way to fail there.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use crate::config::{ConfigError, LlamaConfig, physical_cores};
+use crate::ffi::{self, Model, Session};
+use crate::info::ModelInfo;
+use crate::{backends, log};
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A setting that cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no file, or it cannot be read.
+    #[error("{path}: {source}")]
+    File {
+        /// The model's file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not a GGUF file.
+    #[error("{path} is not a GGUF file")]
+    NotGguf {
+        /// The model's file.
+        path: PathBuf,
+    },
+    /// No plug-in for this machine's CPU was found.
+    #[error(
+        "no ggml CPU plug-in (libggml-cpu-*.so) was found in {}; set {} to the folder that has them",
+        list(searched),
+        backends::BACKENDS_DIR_VARIABLE
+    )]
+    NoCpuBackend {
+        /// Folders that were searched.
+        searched: Vec<PathBuf>,
+    },
+    /// llama.cpp does not know the model's architecture.
+    #[error("{path}: {reason}")]
+    UnknownArchitecture {
+        /// The model's file.
+        path: PathBuf,
+        /// What llama.cpp said.
+        reason: String,
+    },
+    /// The architecture keeps a state that cannot be shared or cut.
+    #[error(
+        "{path}: a {architecture} model keeps more state than keys and values, which this engine cannot share"
+    )]
+    UnsupportedArchitecture {
+        /// The model's file.
+        path: PathBuf,
+        /// The architecture that the file names.
+        architecture: String,
+    },
+    /// The model or its buffers do not fit into memory.
+    #[error("{path}: out of memory: {reason}")]
+    OutOfMemory {
+        /// The model's file.
+        path: PathBuf,
+        /// What llama.cpp said.
+        reason: String,
+    },
+    /// llama.cpp refused the file for another reason: it is damaged, or its
+    /// tensors are not what its architecture needs.
+    #[error("{path}: {reason}")]
+    Model {
+        /// The model's file.
+        path: PathBuf,
+        /// What llama.cpp said.
+        reason: String,
+    },
+    /// llama.cpp loaded the model, but could not make a context as configured.
+    #[error("{path}: no context: {reason}")]
+    Context {
+        /// The model's file.
+        path: PathBuf,
+        /// What llama.cpp said.
+        reason: String,
+    },
+    /// The progress callback ended the loading.
+    #[error("loading was cancelled")]
+    Cancelled,
+}
+
+/// Loads a model and makes a context on it.
+pub(crate) fn load(
+    path: &Path,
+    config: &LlamaConfig,
+    progress: &mut dyn FnMut(f32) -> bool,
+) -> Result<(Session, ModelInfo), LoadError> {
+    // llama.cpp's list of devices and its description of the system are process-wide.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+
+    config.validate()?;
+    if config.tensor_split.len() > ffi::max_devices() {
+        return Err(ConfigError::BadTensorSplit.into());
+    }
+    check_file(path)?;
+    ffi::init();
+    backends::load_once().map_err(|searched| LoadError::NoCpuBackend { searched })?;
+
+    let path_buf = path.to_path_buf();
+    let mut cancelled = false;
+    let mut watched = |part: f32| {
+        cancelled = !progress(part);
+        !cancelled
+    };
+    let (model, lines) = log::capture(|| Model::load(path, config, &mut watched));
+    let Some(model) = model else {
+        return Err(if cancelled { LoadError::Cancelled } else { model_error(path_buf, lines.reason()) });
+    };
+    if !model.is_plain_decoder() {
+        let architecture = model.metadata("general.architecture").unwrap_or_default();
+        return Err(LoadError::UnsupportedArchitecture { path: path_buf, architecture });
+    }
+
+    let or_cores = |threads: u32| if threads == 0 { physical_cores() } else { threads };
+    let threads = (or_cores(config.threads), or_cores(config.threads_prefill));
+    let (session, lines) = log::capture(|| Session::new(model, config, threads));
+    let Some(session) = session else {
+        let reason = lines.reason();
+        return Err(if is_out_of_memory(&reason) {
+            LoadError::OutOfMemory { path: path_buf, reason }
+        } else {
+            LoadError::Context { path: path_buf, reason }
+        });
+    };
+    let info = ModelInfo::read(&session, &lines, threads);
+    Ok((session, info))
+}
+
+/// Tells apart what llama.cpp would only call a failure to load.
+fn check_file(path: &Path) -> Result<(), LoadError> {
+    let file_error = |source| LoadError::File { path: path.to_path_buf(), source };
+    let mut magic = [0; 4];
+    match File::open(path).and_then(|mut file| file.read_exact(&mut magic)) {
+        Ok(()) if magic == *b"GGUF" => Ok(()),
+        Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => Err(file_error(error)),
+        _ => Err(LoadError::NotGguf { path: path.to_path_buf() }),
+    }
+}
+
+fn model_error(path: PathBuf, reason: String) -> LoadError {
+    if reason.contains("unknown model architecture") {
+        LoadError::UnknownArchitecture { path, reason }
+    } else if is_out_of_memory(&reason) {
+        LoadError::OutOfMemory { path, reason }
+    } else {
+        LoadError::Model { path, reason }
+    }
+}
+
+fn is_out_of_memory(reason: &str) -> bool {
+    ["failed to allocate", "unable to allocate", "out of memory", "bad_alloc", "cudaMalloc failed"]
+        .iter()
+        .any(|sign| reason.contains(sign))
+}
+
+fn list(folders: &[PathBuf]) -> String {
+    folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
+}
