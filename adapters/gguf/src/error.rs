@@ -227,11 +227,21 @@ pub enum Problem {
         found_bytes: u64,
     },
     /// Tensor data was written in another order than the tensors were declared.
-    #[error("the data of tensor {found:?} was written where tensor {expected:?} is due")]
+    #[error("the data of tensor {found:?} was written where another tensor's is due")]
     WrongTensorOrder {
-        /// The tensor whose turn it is; empty when all were written.
-        expected: String,
-        /// The tensor that was named; empty at the end of the file.
+        /// The tensor that was named.
         found: String,
+    },
+    /// A file was finished before all declared tensors were written.
+    #[error("the data of tensor {tensor:?} was never written")]
+    TensorNotWritten {
+        /// The first tensor that is missing.
+        tensor: String,
+    },
+    /// A model was asked for that cannot be made.
+    #[error("no such model can be made: {reason}")]
+    BadSpec {
+        /// What is wrong with the wish.
+        reason: &'static str,
     },
 }

@@ -19,7 +19,9 @@ mod foreign;
 mod header;
 mod metadata;
 mod tensor;
+pub mod tiny;
 mod value;
+mod writer;
 
 pub use error::{GgufError, Problem};
 pub use file::{Gguf, check};
@@ -27,3 +29,4 @@ pub use header::{DEFAULT_ALIGNMENT, Header};
 pub use metadata::Metadata;
 pub use tensor::{TensorInfo, TensorType};
 pub use value::{Array, ByteStrings, Value};
+pub use writer::{GgufWriter, TensorStream};
