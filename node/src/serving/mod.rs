@@ -1,0 +1,133 @@
+//! Between an endpoint and the scheduler: text in, text out.
+//!
+//! On the way in a prompt is rendered and tokenised ([`prompt`]), its grammar
+//! compiled ([`compile`]) and the request submitted ([`Generation::start`]). On
+//! the way out each choice's tokens become text, stop strings and tool calls
+//! ([`choice`]). This folder must not know hyper, wire shapes or status codes;
+//! JSON values pass through it as they are, for templates and schemas.
+
+mod choice;
+mod embed;
+mod error;
+mod generation;
+mod grammar;
+mod observe;
+pub mod prompt;
+mod sink;
+mod tenants;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use quern_engine::TokenId;
+use quern_scheduler::Handle;
+use quern_scheduler::request::{NameIx, Pooling, RequestId};
+use quern_text::{ChatTemplate, ConstraintFactory, Tokenizer};
+
+pub use choice::{CallDelta, Delta, Finish, TokenInfo};
+pub use embed::{Embedded, embed};
+pub use error::Error;
+pub use generation::{Ask, Generation, Update, What};
+pub use grammar::compile;
+pub use prompt::Prompt;
+pub use tenants::Tenants;
+
+/// A served model: its scheduler, and what turns text into its tokens and back.
+pub struct Model {
+    /// What clients call it.
+    pub id: String,
+    /// Unix time of the model file, or of the start.
+    pub created: u64,
+    /// The way to its scheduler.
+    pub handle: Handle,
+    /// Text to tokens and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Conversations to text, where the model has a template.
+    pub template: Option<Arc<ChatTemplate>>,
+    /// Compiles grammars for its vocabulary.
+    pub constraints: Arc<ConstraintFactory>,
+    /// Longest sequence, prompt and answer together, in tokens.
+    pub max_sequence_len: usize,
+    /// Length of an embedding.
+    pub embedding_size: usize,
+    /// What a request gets where it says nothing.
+    pub defaults: Defaults,
+}
+
+/// What a request gets where it says nothing: the model's own recommendation,
+/// or the operator's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Defaults {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// 1 keeps all.
+    pub top_p: f32,
+    /// 0 keeps all.
+    pub top_k: u32,
+    /// 0 keeps all.
+    pub min_p: f32,
+    /// 1 is off.
+    pub repetition_penalty: f32,
+    /// New tokens at most; `None` is all that fit.
+    pub max_new: Option<u32>,
+    /// How embeddings are pooled.
+    pub pooling: Pooling,
+    /// Whether the scheduler may speculate.
+    pub speculate: bool,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Defaults {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            max_new: None,
+            pooling: Pooling::Last,
+            speculate: true,
+        }
+    }
+}
+
+/// Who asks, and how urgently.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// The first of as many numbers as there are prompts.
+    pub first_id: RequestId,
+    /// See [`Tenants`].
+    pub tenant: NameIx,
+    /// Larger is more urgent.
+    pub priority: u8,
+    /// Past it, a request that has not started fails.
+    pub deadline: Option<Instant>,
+    /// When the front end accepted it.
+    pub arrived: Instant,
+}
+
+impl Model {
+    /// Whether a prompt can be read as a whole, with no answer behind it.
+    ///
+    /// # Errors
+    /// [`Error::ContextLength`] with both numbers.
+    pub fn fits(&self, prompt: &[TokenId]) -> Result<(), Error> {
+        if prompt.len() > self.max_sequence_len {
+            return Err(Error::ContextLength { tokens: prompt.len(), limit: self.max_sequence_len });
+        }
+        Ok(())
+    }
+
+    /// New tokens that fit behind a prompt, and at most `wanted`.
+    ///
+    /// # Errors
+    /// [`Error::ContextLength`] when there is no room for a single one.
+    pub fn room(&self, prompt: &[TokenId], wanted: Option<u32>) -> Result<u32, Error> {
+        let left = self.max_sequence_len.saturating_sub(prompt.len());
+        if left == 0 {
+            return Err(Error::ContextLength { tokens: prompt.len(), limit: self.max_sequence_len });
+        }
+        let left = u32::try_from(left).unwrap_or(u32::MAX);
+        Ok(wanted.or(self.defaults.max_new).map_or(left, |wanted| wanted.min(left)))
+    }
+}

@@ -1,0 +1,64 @@
+//! Metrics of requests as clients feel them. The scheduler has its own.
+
+use std::time::Instant;
+
+use metrics::{Counter, Histogram, counter, histogram};
+
+use super::Finish;
+
+/// Measures one request's tokens.
+pub(super) struct Observer {
+    arrived: Instant,
+    first_token: Histogram,
+    inter_token: Histogram,
+    generated: Counter,
+    /// When each choice's last token came.
+    last: Vec<Option<Instant>>,
+}
+
+impl Observer {
+    pub(super) fn new(arrived: Instant, num_choices: usize, prompt_tokens: usize) -> Observer {
+        counter!("quern_prompt_tokens_total").increment(prompt_tokens as u64);
+        Observer {
+            arrived,
+            first_token: histogram!("quern_time_to_first_token_seconds"),
+            inter_token: histogram!("quern_inter_token_latency_seconds"),
+            generated: counter!("quern_generated_tokens_total"),
+            last: vec![None; num_choices],
+        }
+    }
+
+    pub(super) fn token(&mut self, choice: usize) {
+        let now = Instant::now();
+        self.generated.increment(1);
+        match self.last[choice].replace(now) {
+            None => self.first_token.record(now.duration_since(self.arrived).as_secs_f64()),
+            Some(last) => self.inter_token.record(now.duration_since(last).as_secs_f64()),
+        }
+    }
+}
+
+/// Counts a choice that came to its end.
+pub(super) fn finished(reason: Finish) {
+    let reason = match reason {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::ToolCalls => "tool_calls",
+    };
+    counter!("quern_requests_finished_total", "reason" => reason).increment(1);
+}
+
+/// Counts a choice that did not.
+pub(super) fn failed() {
+    counter!("quern_requests_finished_total", "reason" => "error").increment(1);
+}
+
+/// Counts choices that nobody waited for.
+pub(super) fn abandoned(num_choices: usize) {
+    counter!("quern_requests_finished_total", "reason" => "cancelled").increment(num_choices as u64);
+}
+
+/// Counts the tokens of a prompt that is only read.
+pub(super) fn read(prompt_tokens: usize) {
+    counter!("quern_prompt_tokens_total").increment(prompt_tokens as u64);
+}

@@ -1,0 +1,60 @@
+//! Names of tenants, interned: the scheduler and its policies compare numbers.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use quern_scheduler::request::NameIx;
+
+/// Names beyond this share one number: clients choose them, and memory is not
+/// theirs to take.
+const MAX_NAMES: usize = 65_536;
+
+/// Bytes of a name that tell it from others.
+const MAX_NAME_BYTES: usize = 128;
+
+/// Gives each name a number from 1; 0 is "none".
+#[derive(Debug, Default)]
+pub struct Tenants {
+    names: Mutex<HashMap<String, NameIx>>,
+}
+
+impl Tenants {
+    /// The number of a name, the same each time.
+    #[must_use]
+    pub fn intern(&self, name: &str) -> NameIx {
+        if name.is_empty() {
+            return 0;
+        }
+        let name = &name[..name.floor_char_boundary(MAX_NAME_BYTES)];
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&number) = names.get(name) {
+            return number;
+        }
+        let number = NameIx::try_from(names.len() + 1).unwrap_or(NameIx::MAX);
+        if names.len() < MAX_NAMES {
+            names.insert(name.to_owned(), number);
+        }
+        number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_numbered_once_and_bounded() {
+        let tenants = Tenants::default();
+        assert_eq!(tenants.intern(""), 0);
+        let alice = tenants.intern("alice");
+        assert_ne!(alice, 0);
+        assert_ne!(tenants.intern("bob"), alice);
+        assert_eq!(tenants.intern("alice"), alice);
+        for idx in 0..MAX_NAMES {
+            let _ = tenants.intern(&format!("tenant {idx}"));
+        }
+        assert_eq!(tenants.intern("late"), tenants.intern("later"), "beyond the bound all are one");
+        let long = "é".repeat(MAX_NAME_BYTES);
+        assert_eq!(tenants.intern(&long), tenants.intern(&format!("{long}é")));
+    }
+}
