@@ -98,7 +98,6 @@ pub(super) struct FunctionField {
     pub(super) name: String,
     pub(super) description: Option<String>,
     pub(super) parameters: Option<Value>,
-    pub(super) strict: Option<bool>,
 }
 
 /// `response_format`.

@@ -165,12 +165,14 @@ pub(super) fn grammar(fields: &GrammarFields<'_>) -> Result<Option<(&'static str
     if let Some(format) = fields.response_format {
         found.extend(format_grammar(format)?.map(|grammar| ("response_format", grammar)));
     }
-    found.extend(fields.guided_json.map(|schema| Ok(("guided_json", json_grammar("guided_json", schema)?))).transpose()?);
+    if let Some(schema) = fields.guided_json {
+        found.push(("guided_json", json_grammar("guided_json", schema)?));
+    }
     found.extend(fields.guided_regex.map(|regex| ("guided_regex", Grammar::Regex(regex.to_owned()))));
     found.extend(fields.guided_grammar.map(|text| ("guided_grammar", text_grammar(text))));
-    found.extend(
-        fields.guided_choice.map(|words| Ok(("guided_choice", choice("guided_choice", words)?))).transpose()?,
-    );
+    if let Some(words) = fields.guided_choice {
+        found.push(("guided_choice", choice("guided_choice", words)?));
+    }
     if let Some(outputs) = fields.structured_outputs {
         found.extend(structured(outputs)?.into_iter().map(|grammar| ("structured_outputs", grammar)));
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quern_engine::TokenId;
-use quern_text::{ChatInput, Special, encode_chat};
+use quern_text::{ChatInput, Special};
 use serde_json::Value;
 
 use super::{Error, Model};
@@ -37,7 +37,7 @@ pub async fn from_chat(model: &Arc<Model>, input: ChatInput) -> Result<Prompt, E
     let size_bytes = text_bytes(&input.messages) + input.tools.as_ref().map_or(0, text_bytes);
     let tokens = off_thread_if(model, size_bytes, move |model| {
         let template = model.template.as_ref().ok_or(Error::NoTemplate)?;
-        Ok(encode_chat(template, &model.tokenizer, &input)?)
+        Ok(template.encode_chat(&model.tokenizer, &input)?)
     });
     non_empty(tokens.await?)
 }
