@@ -138,8 +138,7 @@ impl Listener {
     }
 
     async fn accept(&self) -> (TcpStream, OwnedSemaphorePermit) {
-        let place =
-            Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
+        let place = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
         loop {
             match self.listener.accept().await {
                 Ok((stream, _peer)) => return (stream, place),

@@ -79,9 +79,11 @@ pub(super) fn router(node: Arc<Node>, settings: &Settings) -> Router {
 async fn health(State(admin): State<Arc<Admin>>) -> Response {
     verdict(admin.node.models().iter().find_map(|model| match model.handle.silence() {
         None => Some(format!("the step loop of {} has ended", model.id)),
-        Some(silence) if silence > admin.stuck_after => {
-            Some(format!("the step loop of {} has made no progress for {:.1} s", model.id, silence.as_secs_f64()))
-        }
+        Some(silence) if silence > admin.stuck_after => Some(format!(
+            "the step loop of {} has made no progress for {:.1} s",
+            model.id,
+            silence.as_secs_f64()
+        )),
         Some(_) => None,
     }))
 }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Response};
 use axum::response::IntoResponse;
-use axum::Json;
 use quern_text::ToolCallParser;
 
 use super::chat_request;
@@ -134,7 +134,9 @@ async fn whole(answer: &Answer, mut generation: Generation) -> Result<Response<B
     }
     for choice in &mut choices {
         let message = &mut choice.message;
-        if !message.tool_calls.is_empty() && message.content.as_deref().is_some_and(|text| text.trim().is_empty()) {
+        if !message.tool_calls.is_empty()
+            && message.content.as_deref().is_some_and(|text| text.trim().is_empty())
+        {
             message.content = None;
         }
     }
@@ -210,7 +212,13 @@ impl ChatStream {
         });
     }
 
-    fn piece(&self, events: &mut Events, index: usize, delta: ChunkDelta<'_>, logprobs: Option<ChatLogprobs>) {
+    fn piece(
+        &self,
+        events: &mut Events,
+        index: usize,
+        delta: ChunkDelta<'_>,
+        logprobs: Option<ChatLogprobs>,
+    ) {
         self.chunk(events, &[ChunkChoice { index, delta, logprobs, finish_reason: None }], None);
     }
 

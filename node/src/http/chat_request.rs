@@ -3,11 +3,11 @@
 use quern_scheduler::request::SamplingParams;
 use quern_text::{ChatInput, Grammar, StopStrings};
 
+use super::RequestLimits;
 use super::chat_tools::{self, ToolUse};
 use super::openai_chat::ChatRequest;
 use super::params::{self, GrammarFields, SamplingFields};
 use super::reply::Problem;
-use super::RequestLimits;
 use crate::serving::Model;
 
 /// Alternatives a token, as OpenAI has it.
@@ -104,7 +104,9 @@ fn sampling_fields(request: &ChatRequest) -> SamplingFields<'_> {
 
 fn logprobs(request: &ChatRequest) -> Result<Option<u8>, Problem> {
     match (request.logprobs, request.top_logprobs) {
-        (Some(true), top) => params::alternatives("top_logprobs", top.unwrap_or(0), MAX_TOP_LOGPROBS).map(Some),
+        (Some(true), top) => {
+            params::alternatives("top_logprobs", top.unwrap_or(0), MAX_TOP_LOGPROBS).map(Some)
+        }
         (_, Some(top)) if top != 0 => {
             Err(Problem::field("top_logprobs", "top_logprobs needs logprobs to be true"))
         }

@@ -112,7 +112,10 @@ pub(super) fn tools(fields: &[ToolField]) -> Result<Value, Problem> {
 fn tool(idx: usize, field: &ToolField) -> Result<Value, Problem> {
     if field.kind != "function" {
         let param = format!("tools[{idx}].type");
-        return Err(Problem::field(param, format!("`{}` tools are not supported; `function` is", field.kind)));
+        return Err(Problem::field(
+            param,
+            format!("`{}` tools are not supported; `function` is", field.kind),
+        ));
     }
     if field.function.name.is_empty() {
         return Err(Problem::field(format!("tools[{idx}].function.name"), "a function needs a name"));
@@ -139,7 +142,9 @@ pub(super) fn tool_use(
     parallel: bool,
 ) -> Result<ToolUse, Problem> {
     let wrong = |message: String| Err(Problem::field("tool_choice", message));
-    let forced = |tools: Vec<ToolSpec>, parallel| Ok(ToolUse::Forced(Grammar::ToolCalls { tools, required: true, parallel }));
+    let forced = |tools: Vec<ToolSpec>, parallel| {
+        Ok(ToolUse::Forced(Grammar::ToolCalls { tools, required: true, parallel }))
+    };
     match choice {
         Some(ToolChoiceField::Word(word)) if word == "none" => Ok(ToolUse::None),
         None if fields.is_empty() => Ok(ToolUse::None),
@@ -205,7 +210,8 @@ mod tests {
 
     #[test]
     fn what_is_not_served_is_named() {
-        let image = json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]);
+        let image =
+            json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]);
         assert_eq!(param(messages(&parse::<Vec<_>>(image)).unwrap_err()), "messages[0].content[1].type");
         let role = json!([{"role": "robot", "content": "a"}]);
         assert_eq!(param(messages(&parse::<Vec<_>>(role)).unwrap_err()), "messages[0].role");
@@ -232,7 +238,8 @@ mod tests {
         };
         assert_eq!(tools.len(), 2);
         let named = json!({"type": "function", "function": {"name": "g"}});
-        let ToolUse::Forced(Grammar::ToolCalls { tools, parallel: false, .. }) = choose(named).unwrap() else {
+        let ToolUse::Forced(Grammar::ToolCalls { tools, parallel: false, .. }) = choose(named).unwrap()
+        else {
             panic!("not forced")
         };
         assert_eq!(tools[0].name, "g");

@@ -39,10 +39,15 @@ pub(super) async fn handle(
     let items = std::mem::replace(&mut request.prompt, Prompts(Vec::new()));
     let items = checked_items(items, "prompt", &front.limits)?;
     let terms = front.terms(&context, &headers, request.user.as_deref(), request.priority, items.len())?;
-    let sampling =
-        params::sampling(&sampling_fields(&request), &model, &front.limits, front.node.fresh_seed(terms.first_id))?;
+    let sampling = params::sampling(
+        &sampling_fields(&request),
+        &model,
+        &front.limits,
+        front.node.fresh_seed(terms.first_id),
+    )?;
     let max_new = params::positive("max_tokens", request.max_tokens)?.unwrap_or(DEFAULT_MAX_TOKENS);
-    let logprobs = request.logprobs.map(|count| params::alternatives("logprobs", count, MAX_LOGPROBS)).transpose()?;
+    let logprobs =
+        request.logprobs.map(|count| params::alternatives("logprobs", count, MAX_LOGPROBS)).transpose()?;
     let grammar = params::grammar(&grammar_fields(&request))?;
     let stream = request.stream == Some(true);
     if request.stream_options.is_some() && !stream {
@@ -172,7 +177,11 @@ struct Answer {
 }
 
 impl Answer {
-    fn completion<'a>(&'a self, choices: &'a [TextChoice<'a>], usage: Option<Option<Usage>>) -> TextCompletion<'a> {
+    fn completion<'a>(
+        &'a self,
+        choices: &'a [TextChoice<'a>],
+        usage: Option<Option<Usage>>,
+    ) -> TextCompletion<'a> {
         TextCompletion {
             id: &self.id,
             object: "text_completion",
@@ -187,8 +196,7 @@ impl Answer {
     fn logprobs(&mut self, choice: usize, delta: &Delta) -> Option<TextLogprobs> {
         let with_top = self.logprobs? > 0;
         let offset = self.offsets[choice];
-        let (columns, offset) =
-            TextLogprobs::columns(&self.model.tokenizer, &delta.tokens, with_top, offset);
+        let (columns, offset) = TextLogprobs::columns(&self.model.tokenizer, &delta.tokens, with_top, offset);
         self.offsets[choice] = offset;
         Some(columns)
     }

@@ -28,7 +28,8 @@ pub(super) async fn handle(
     let pooling = pooling(&request, &model)?;
     let base64 = wants_base64(&request)?;
     if let Some(dimensions) = request.dimensions.filter(|&dimensions| dimensions != model.embedding_size) {
-        let message = format!("this model's embeddings have {} dimensions, not {dimensions}", model.embedding_size);
+        let message =
+            format!("this model's embeddings have {} dimensions, not {dimensions}", model.embedding_size);
         return Err(Problem::field("dimensions", message));
     }
     let items = checked_items(request.input, "input", &front.limits)?;
@@ -50,10 +51,7 @@ pub(super) async fn handle(
         object: "list",
         data: data.collect(),
         model: model.id.clone(),
-        usage: EmbeddingUsage {
-            prompt_tokens: embedded.prompt_tokens,
-            total_tokens: embedded.prompt_tokens,
-        },
+        usage: EmbeddingUsage { prompt_tokens: embedded.prompt_tokens, total_tokens: embedded.prompt_tokens },
     }))
 }
 
@@ -70,7 +68,9 @@ fn wants_base64(request: &EmbeddingRequest) -> Result<bool, Problem> {
     match request.encoding_format.as_deref() {
         None | Some("float") => Ok(false),
         Some("base64") => Ok(true),
-        Some(other) => Err(Problem::field("encoding_format", format!("`{other}` is neither float nor base64"))),
+        Some(other) => {
+            Err(Problem::field("encoding_format", format!("`{other}` is neither float nor base64")))
+        }
     }
 }
 

@@ -39,7 +39,8 @@ impl ChatLogprobs {
             token: text(tokenizer, info.token),
             logprob: info.logprobs.logprob.max(FLOOR),
             bytes: tokenizer.token_bytes(info.token).to_vec(),
-            top_logprobs: info.logprobs.top.iter().map(|&(token, logprob)| top(tokenizer, token, logprob)).collect(),
+            top_logprobs:
+                info.logprobs.top.iter().map(|&(token, logprob)| top(tokenizer, token, logprob)).collect(),
         }));
     }
 }

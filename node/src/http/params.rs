@@ -51,14 +51,16 @@ pub(super) fn sampling(
         None => defaults.top_k,
         // vLLM writes "all" as -1.
         Some(-1) => 0,
-        Some(k) => u32::try_from(k).map_err(|_| Problem::field("top_k", "top_k must be -1, 0 or positive"))?,
+        Some(k) => {
+            u32::try_from(k).map_err(|_| Problem::field("top_k", "top_k must be -1, 0 or positive"))?
+        }
     };
     let top_p = within("top_p", fields.top_p, 0.0, 1.0)?.unwrap_or(defaults.top_p);
     if top_p == 0.0 {
         return Err(Problem::field("top_p", "top_p must be greater than 0"));
     }
-    let repetition_penalty =
-        within("repetition_penalty", fields.repetition_penalty, 0.01, 10.0)?.unwrap_or(defaults.repetition_penalty);
+    let repetition_penalty = within("repetition_penalty", fields.repetition_penalty, 0.01, 10.0)?
+        .unwrap_or(defaults.repetition_penalty);
     Ok(SamplingParams {
         temperature: within("temperature", fields.temperature, 0.0, 2.0)?.unwrap_or(defaults.temperature),
         top_k,
@@ -90,7 +92,11 @@ fn logit_bias(
     let Some(biases) = field else { return Ok(Vec::new()) };
     let wrong = |message: String| Problem::field("logit_bias", message);
     if biases.len() > limits.max_logit_bias {
-        return Err(wrong(format!("logit_bias has {} entries; {} may be", biases.len(), limits.max_logit_bias)));
+        return Err(wrong(format!(
+            "logit_bias has {} entries; {} may be",
+            biases.len(),
+            limits.max_logit_bias
+        )));
     }
     let vocab_size = model.tokenizer.vocab_size();
     let checked = biases.iter().map(|(key, &bias)| {
@@ -118,7 +124,9 @@ pub(super) fn positive(name: &'static str, value: Option<i64>) -> Result<Option<
 /// The number of choices.
 pub(super) fn choices(n: Option<i64>, limits: &RequestLimits) -> Result<u32, Problem> {
     match positive("n", n)?.unwrap_or(1) {
-        n if n > limits.max_n => Err(Problem::field("n", format!("n must be at most {}, but is {n}", limits.max_n))),
+        n if n > limits.max_n => {
+            Err(Problem::field("n", format!("n must be at most {}, but is {n}", limits.max_n)))
+        }
         n => Ok(n),
     }
 }

@@ -25,7 +25,8 @@ pub(super) fn endpoint(path: &str) -> &'static str {
 
 /// Counts an answer by its status.
 pub(super) fn answered(endpoint: &'static str, status: u16) {
-    counter!("quern_http_requests_total", "endpoint" => endpoint, "status" => status.to_string()).increment(1);
+    counter!("quern_http_requests_total", "endpoint" => endpoint, "status" => status.to_string())
+        .increment(1);
 }
 
 /// Counts a request that got no answer of its kind.

@@ -122,14 +122,7 @@ impl Problem {
 }
 
 fn invalid(status: StatusCode, code: &'static str, reason: &'static str) -> Reply {
-    Reply {
-        status,
-        kind: "invalid_request_error",
-        code: Some(code),
-        param: None,
-        retry_after: None,
-        reason,
-    }
+    Reply { status, kind: "invalid_request_error", code: Some(code), param: None, retry_after: None, reason }
 }
 
 fn busy(code: &'static str, reason: &'static str, retry_after: Duration) -> Reply {

@@ -23,7 +23,9 @@ use super::body::{BodyLimits, Received, receive};
 use super::budget::Budget;
 use super::record::Timer;
 use super::reply::Problem;
-use super::{Node, RequestLimits, ServeError, Settings, chat, completions, embeddings, models, record, tokenize};
+use super::{
+    Node, RequestLimits, ServeError, Settings, chat, completions, embeddings, models, record, tokenize,
+};
 use crate::serving::{self, Model, Terms};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -214,8 +216,9 @@ impl Front {
         let named = context.caller.as_ref().and_then(|caller| caller.name.as_deref());
         let priority = match priority {
             None => quern_scheduler::request::DEFAULT_PRIORITY,
-            Some(value) => u8::try_from(value)
-                .map_err(|_| Problem::field("priority", "priority must be from 0 to 255; larger is more urgent"))?,
+            Some(value) => u8::try_from(value).map_err(|_| {
+                Problem::field("priority", "priority must be from 0 to 255; larger is more urgent")
+            })?,
         };
         Ok(Terms {
             first_id: self.node.next_request_ids(num_prompts as u64),

@@ -70,8 +70,17 @@ pub(super) struct Stages {
 }
 
 impl Stages {
-    pub(super) fn new(tokenizer: Arc<Tokenizer>, stop: &StopStrings, tools: Option<ToolCallParser>) -> Stages {
-        Stages { detokenizer: Detokenizer::new(tokenizer, true), stop: stop.matcher(), tools, any_call: false }
+    pub(super) fn new(
+        tokenizer: Arc<Tokenizer>,
+        stop: &StopStrings,
+        tools: Option<ToolCallParser>,
+    ) -> Stages {
+        Stages {
+            detokenizer: Detokenizer::new(tokenizer, true),
+            stop: stop.matcher(),
+            tools,
+            any_call: false,
+        }
     }
 
     /// Takes a token; says whether a stop string ended the choice.

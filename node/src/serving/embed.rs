@@ -1,8 +1,8 @@
 //! Prompts become vectors.
 
+use quern_engine::AdapterId;
 use quern_scheduler::Permit;
 use quern_scheduler::request::{Event, Pooling, Request, Work};
-use quern_engine::AdapterId;
 
 use super::{Error, Model, Prompt, Terms, observe, sink};
 
