@@ -1,6 +1,6 @@
 //! Prints what one draw costs in each of the sampler's main modes.
 //!
-//! `cargo run --release -p quern-scheduler --example sampler_bench`
+//! `cargo run --release -p quern-scheduler --example sampler_bench [-- PART_OF_A_NAME]`
 
 use std::time::Instant;
 
@@ -35,6 +35,7 @@ impl Constraint for AllowAll {
 }
 
 fn main() {
+    let wanted = std::env::args().nth(1).unwrap_or_default();
     let base = SamplingParams::default;
     let warm = || SamplingParams { temperature: 0.7, seed: 7, ..base() };
     let penalties = || SamplingParams { repetition_penalty: 1.1, presence_penalty: 0.5, ..base() };
@@ -65,7 +66,7 @@ fn main() {
     {
         let rows = rows(peaked);
         println!("{VOCAB} logits, {shape}; best, median and worst us per call over {NUM_ROWS} rows in turn");
-        for (name, params, logprobs, constrained) in &modes {
+        for (name, params, logprobs, constrained) in modes.iter().filter(|mode| mode.0.contains(&wanted)) {
             let (best, median, worst) = measure(&rows, params, *logprobs, *constrained);
             println!("  {name:40} {best:8.1} {median:8.1} {worst:8.1}");
         }

@@ -193,7 +193,7 @@ impl Sampler {
             candidates.keep_count(top_k as usize);
             total = candidates.weigh(peak.logit, scale);
         } else if limits_mass {
-            total = row.sum(peak.logit, scale, sums);
+            total = row.sum(peak.logit, scale, maxima, sums);
             let bound = nucleus_bound(row, peak, scale, total, top_p);
             let guess = nucleus_guess(row, peak, scale, total, top_p).max(bound);
             candidates.gather(row, maxima, guess);
@@ -206,7 +206,7 @@ impl Sampler {
             candidates.gather(row, maxima, cutoff_at(peak, scale, bits));
             total = candidates.weigh(peak.logit, scale);
         } else {
-            total = row.sum(peak.logit, scale, sums);
+            total = row.sum(peak.logit, scale, maxima, sums);
             return Kept::Row { total };
         }
         if limits_mass {
@@ -233,9 +233,10 @@ impl Sampler {
 /// drafts. `None` when no token is above negative infinity.
 pub(crate) fn most_likely(logits: &[f32]) -> Option<(TokenId, f32)> {
     let mut scratch = SCRATCH.take().unwrap_or_default();
+    let Work { maxima, sums, .. } = &mut scratch.work;
     let row = LogitRow::new(logits);
-    let peak = row.scan(&mut scratch.work.maxima);
-    let total = row.sum(peak.logit, LOG2_E, &mut scratch.work.sums);
+    let peak = row.scan(maxima);
+    let total = row.sum(peak.logit, LOG2_E, maxima, sums);
     SCRATCH.set(Some(scratch));
     let probability = if peak.logit == f32::INFINITY { 1.0 } else { (1.0 / total) as f32 };
     (peak.logit > f32::NEG_INFINITY).then_some((peak.token, probability))
@@ -294,7 +295,7 @@ fn logprobs_of(logits: &[f32], token: TokenId, count: usize, work: &mut Work) ->
     let peak = row.scan(maxima);
     let normaliser = match peak.logit {
         f32::INFINITY => (logits.iter().filter(|&&x| x == f32::INFINITY).count() as f64).ln(),
-        max => f64::from(max) + row.sum(max, LOG2_E, sums).ln(),
+        max => f64::from(max) + row.sum(max, LOG2_E, maxima, sums).ln(),
     };
     let logprob = |logit: f32| match peak.logit {
         f32::INFINITY if logit == f32::INFINITY => -normaliser as f32,

@@ -7,7 +7,7 @@
 
 use quern_engine::TokenId;
 
-use super::exp::{LANES, sum_weights};
+use super::exp::{LANES, sum_weights, weight};
 
 /// Logits in one block: small enough that few blocks hold the likely tokens,
 /// large enough that the work for each block is lost in the work inside it.
@@ -125,12 +125,15 @@ impl<'a> LogitRow<'a> {
         Peak { token: (best_block * BLOCK + offset) as TokenId, logit }
     }
 
-    /// The sum of weights of each block, and of all.
-    pub(super) fn sum(&self, max: f32, scale: f32, sums: &mut Vec<f32>) -> f64 {
+    /// The sum of weights of each block, and of all. `maxima` is from
+    /// [`LogitRow::scan`] and `max` the largest of them.
+    pub(super) fn sum(&self, max: f32, scale: f32, maxima: &[f32], sums: &mut Vec<f32>) -> f64 {
         sums.clear();
         let mut total = 0.0;
-        for block in 0..self.num_blocks() {
-            let sum = sum_weights(self.block(block), max, scale);
+        for (block, &block_max) in maxima.iter().enumerate() {
+            // At low temperatures most blocks weigh nothing.
+            let is_heavy = weight(block_max, max, scale) > 0.0;
+            let sum = if is_heavy { sum_weights(self.block(block), max, scale) } else { 0.0 };
             sums.push(sum);
             total += f64::from(sum);
         }

@@ -8,14 +8,16 @@ use std::cmp::Ordering;
 
 use quern_engine::TokenId;
 
-use super::exp::{LANES, LOWEST, weight};
+use super::exp::{LOWEST, weight};
 use super::row::{BLOCK, LogitRow, Peak};
 
 const BUCKETS: usize = 256;
 /// So few tokens are sorted rather than divided further.
 const SORT_AT_MOST: usize = 64;
+/// Values that are looked at together when tokens are collected.
+const CHUNK: usize = 8;
 /// One block in so many is looked at to guess where a tail begins.
-const SAMPLE_EVERY: usize = 16;
+const SAMPLE_EVERY: usize = 32;
 
 /// Tokens that may be drawn, in order of their numbers, in columns.
 #[derive(Debug, Default)]
@@ -47,10 +49,9 @@ impl Candidates {
             }
             let logits = row.block(block);
             let num_found = positions(logits, cutoff, &mut found);
-            for &offset in &found[..num_found] {
-                self.tokens.push((block * BLOCK) as TokenId + offset);
-                self.logits.push(logits[offset as usize]);
-            }
+            let found = &found[..num_found];
+            self.tokens.extend(found.iter().map(|&offset| (block * BLOCK) as TokenId + offset));
+            self.logits.extend(found.iter().map(|&offset| logits[offset as usize]));
         }
     }
 
@@ -181,19 +182,19 @@ fn extremes(logits: &[f32], order: &[u32]) -> (f32, f32) {
 /// be mispredicted.
 fn positions(logits: &[f32], cutoff: f32, found: &mut [u32; BLOCK]) -> usize {
     let mut num_found = 0;
-    let (chunks, rest) = logits.as_chunks::<LANES>();
+    let (chunks, rest) = logits.as_chunks::<CHUNK>();
     for (chunk_idx, chunk) in chunks.iter().enumerate() {
         // Most chunks hold nothing, and this test is vectorised.
         if !chunk.iter().fold(false, |any, &logit| any | (logit >= cutoff)) {
             continue;
         }
         for (idx, &logit) in chunk.iter().enumerate() {
-            found[num_found % BLOCK] = (chunk_idx * LANES + idx) as u32;
+            found[num_found % BLOCK] = (chunk_idx * CHUNK + idx) as u32;
             num_found += usize::from(logit >= cutoff);
         }
     }
     for (idx, &logit) in rest.iter().enumerate() {
-        found[num_found % BLOCK] = (chunks.len() * LANES + idx) as u32;
+        found[num_found % BLOCK] = (chunks.len() * CHUNK + idx) as u32;
         num_found += usize::from(logit >= cutoff);
     }
     num_found
@@ -225,18 +226,19 @@ pub(super) fn nucleus_bound(row: &LogitRow<'_>, peak: Peak, scale: f32, total: f
 pub(super) fn nucleus_guess(row: &LogitRow<'_>, peak: Peak, scale: f32, total: f64, top_p: f32) -> f32 {
     let tail = 0.8 * (1.0 - f64::from(top_p)) * total / SAMPLE_EVERY as f64;
     let per_bit = BUCKETS as f32 / LOWEST;
-    let mut mass = [0.0_f32; BUCKETS];
+    let mut counts = [0_u32; BUCKETS];
     for block in (SAMPLE_EVERY / 2..row.num_blocks()).step_by(SAMPLE_EVERY) {
         for &logit in row.block(block) {
-            // A conversion from NaN gives 0, where it adds no weight.
-            let bucket = ((peak.logit - logit) * scale * per_bit) as usize;
-            mass[bucket.min(BUCKETS - 1)] += weight(logit, peak.logit, scale);
+            // A conversion from NaN gives 0, and the first bucket is not asked.
+            let bucket = ((peak.logit - logit) * scale * per_bit) as u32 as usize;
+            counts[bucket.min(BUCKETS - 1)] += 1;
         }
     }
     let mut sum = 0.0;
     let mut lowest = 0;
     for bucket in (1..BUCKETS).rev() {
-        sum += f64::from(mass[bucket]);
+        // All in a bucket weigh about what its middle does.
+        sum += f64::from(counts[bucket]) * (-(bucket as f64 + 0.5) / f64::from(per_bit)).exp2();
         if sum > tail {
             lowest = bucket;
             break;
