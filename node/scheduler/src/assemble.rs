@@ -51,6 +51,7 @@ impl StepLoop {
         }
         self.add_drafts(budget);
         self.batch.write_rows(&self.running);
+        self.stalled = self.batch.parts.is_empty() && self.waiting.len() + self.running.len() > 0;
         self.snapshot.running.id = running;
     }
 
@@ -111,8 +112,13 @@ impl StepLoop {
     fn admit(&mut self, id: u64) -> bool {
         let Some(index) = self.waiting.iter().position(|sequence| sequence.id == id) else { return false };
         let sequence = &self.waiting[index];
-        let (cached, pending) = reuse(sequence, &self.running, &self.cache);
-        if self.running.len() >= self.config.max_running || better_later(cached, pending) {
+        let reuse = reuse(sequence, &self.running, &self.cache);
+        // A start without room for at least one token would only be undone.
+        let taken = self.batch.num_rows + reuse.kv_need - (sequence.left() - reuse.cached) + 1;
+        if self.running.len() >= self.config.max_running
+            || taken > self.cache.available()
+            || better_later(&reuse)
+        {
             return false;
         }
         let saved = sequence.saved.as_ref().map_or(0, |&(_, len)| len);

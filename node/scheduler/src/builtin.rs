@@ -21,6 +21,9 @@ const ADAPTER_QUANTUM: u32 = 16;
 /// waste the engine on reading its weights.
 const MIN_PREFILL: u32 = 16;
 
+/// Waiting this long gives a claim to room, whoever's turn it is.
+const LONG_WAIT_US: u32 = 1_000_000;
+
 /// A prefix that a running sequence is about to finish is worth waiting for
 /// when it saves more than this many tokens.
 pub(crate) const WORTH_WAITING: u32 = 16;
@@ -50,32 +53,51 @@ impl Planner for BuiltinPlanner {
     }
 
     fn plan(&mut self, snapshot: &Snapshot) -> Option<Plan> {
-        let adapter = (!snapshot.step.mixes_adapters).then(|| self.choose_adapter(snapshot));
-        let mut plan = Plan { adapter, ..Plan::default() };
-        let mut left = budget(snapshot, adapter);
-        self::plan_running(snapshot, adapter, &mut plan, &mut left);
-        self::plan_waiting(snapshot, adapter, &mut plan, &mut left);
+        if snapshot.step.mixes_adapters {
+            return Some(plan_for(snapshot, None));
+        }
+        let order = self.adapters(snapshot);
+        // An adapter whose rows all lack room must not cost the others a step.
+        let plans = order.into_iter().map(|adapter| plan_for(snapshot, Some(adapter)));
+        let plan = plans.into_iter().find(|plan| !is_idle(plan)).unwrap_or_default();
+        self.note_turn(snapshot, plan.adapter);
         Some(plan)
     }
 }
 
 impl BuiltinPlanner {
-    /// Stays with an adapter for a quantum, then moves to the one that was
-    /// served longest ago.
-    fn choose_adapter(&mut self, snapshot: &Snapshot) -> AdapterId {
+    /// Adapters with work, best first: the present one for a quantum, then
+    /// whoever was served longest ago.
+    fn adapters(&mut self, snapshot: &Snapshot) -> Vec<AdapterId> {
         let last = snapshot.step.last_adapter;
-        let rows = || snapshot.running.adapter.iter().chain(&snapshot.waiting.adapter).copied();
-        self.served.retain(|adapter, _| rows().any(|row| row == *adapter));
-        let served = |adapter| self.served.get(&adapter).copied();
-        let other = rows().filter(|&adapter| adapter != last).min_by_key(|&adapter| served(adapter));
-        let choice = match other {
-            Some(other) if self.turn >= ADAPTER_QUANTUM || rows().all(|adapter| adapter != last) => other,
-            _ => last,
-        };
-        self.turn = if choice == last { self.turn.saturating_add(1) } else { 1 };
-        self.served.insert(choice, snapshot.step.seq);
-        choice
+        let rows = snapshot.running.adapter.iter().chain(&snapshot.waiting.adapter);
+        let mut adapters: Vec<AdapterId> = rows.copied().collect();
+        adapters.sort_unstable();
+        adapters.dedup();
+        self.served.retain(|adapter, _| adapters.contains(adapter));
+        let over = self.turn >= ADAPTER_QUANTUM;
+        adapters.sort_by_key(|&adapter| ((adapter == last) == over, self.served.get(&adapter).copied()));
+        adapters
     }
+
+    fn note_turn(&mut self, snapshot: &Snapshot, served: Option<AdapterId>) {
+        let Some(served) = served else { return };
+        let same = served == snapshot.step.last_adapter;
+        self.turn = if same { self.turn.saturating_add(1) } else { 1 };
+        self.served.insert(served, snapshot.step.seq);
+    }
+}
+
+fn plan_for(snapshot: &Snapshot, adapter: Option<AdapterId>) -> Plan {
+    let mut plan = Plan { adapter, ..Plan::default() };
+    let mut left = budget(snapshot, adapter);
+    plan_running(snapshot, adapter, &mut plan, &mut left);
+    plan_waiting(snapshot, adapter, &mut plan, &mut left);
+    plan
+}
+
+fn is_idle(plan: &Plan) -> bool {
+    plan.admit.is_empty() && plan.preempt.is_empty() && plan.running_chunk.iter().all(|&chunk| chunk == 0)
 }
 
 fn serves(adapter: Option<AdapterId>, row: AdapterId) -> bool {
@@ -156,26 +178,31 @@ fn plan_waiting(snapshot: &Snapshot, adapter: Option<AdapterId>, plan: &mut Plan
     let mut headroom = 8 * num_running;
     for row in by_urgency(0..waiting.id.len(), &waiting.priority, &waiting.id) {
         if !serves(adapter, waiting.adapter[row]) {
+            // Room is kept for those of other adapters who have waited long.
+            if waiting.age_us[row] > LONG_WAIT_US {
+                left.kv = left.kv.saturating_sub(waiting.kv_need[row]);
+                num_running += 1;
+            }
             continue;
         }
         if waiting.pending[row] > waiting.cached[row] + WORTH_WAITING {
             continue;
         }
-        let prompt = waiting.prompt_left[row] - waiting.cached[row];
-        let no_room = num_running > 0 && left.kv < prompt.saturating_add(headroom);
+        let need = waiting.kv_need[row];
+        let no_room = num_running > 0 && left.kv < need.saturating_add(headroom);
         if num_running >= snapshot.step.max_running || no_room {
             preempt_for(snapshot, row, plan);
             break;
         }
-        let chunk = prompt.min(left.tokens).min(left.prefill).min(left.kv);
-        if chunk == 0 {
+        let chunk = (waiting.prompt_left[row] - waiting.cached[row]).min(left.tokens).min(left.prefill);
+        if chunk == 0 || left.kv == 0 {
             break;
         }
         plan.admit.push(row as u32);
-        plan.admit_chunk.push(chunk);
+        plan.admit_chunk.push(chunk.min(left.kv));
         left.tokens -= chunk;
         left.prefill -= chunk;
-        left.kv = left.kv.saturating_sub(prompt);
+        left.kv = left.kv.saturating_sub(need);
         num_running += 1;
         headroom += 8;
     }

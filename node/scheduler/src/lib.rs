@@ -143,6 +143,7 @@ fn build(
         last_adapter: AdapterId::BASE,
         saved_bytes: 0,
         last_start: Instant::now(),
+        stalled: false,
         planning_started: Instant::now(),
         caps,
         config,

@@ -54,6 +54,10 @@ pub struct Waiting {
     /// Of these, tokens that the cache will hold once a running sequence has
     /// computed them; never less than `cached`.
     pub pending: Vec<u32>,
+    /// Tokens that starting it takes from `kv_free`: all of `prompt_left` but
+    /// what running sequences hold already. Cached tokens that only the cache
+    /// holds count, for they can no longer be freed then.
+    pub kv_need: Vec<u32>,
     /// New tokens at most.
     pub max_new: Vec<u32>,
     /// Time to the deadline, negative once missed, or [`NO_DEADLINE`].

@@ -159,6 +159,21 @@ impl PrefixCache {
         (best.len > 0).then_some(best)
     }
 
+    /// How many of the first `len` tokens of a match live slots hold.
+    #[must_use]
+    pub fn shared_live(&self, found: Match, len: usize) -> usize {
+        let (mut node, mut end) = (found.node, found.len);
+        let mut start = end - found.within;
+        // A live slot below makes everything above it live, so the first live
+        // node on the way up tells.
+        while self.nodes[node].num_live == 0 && start > 0 {
+            node = self.nodes[node].parent;
+            end = start;
+            start -= self.nodes[node].tokens.len();
+        }
+        if self.nodes[node].num_live > 0 { end.min(len) } else { 0 }
+    }
+
     /// Opens a live slot that shares the first `len` tokens of a match (which
     /// must still hold), or an empty one. `None` when every slot is live.
     pub fn open(

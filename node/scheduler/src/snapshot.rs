@@ -27,21 +27,33 @@ pub(crate) fn fill(
     fill_running(&mut snapshot.running, running, now);
 }
 
-/// How many of a sequence's tokens are there already, and how many will be once
-/// a running sequence has computed its prompt.
-pub(crate) fn reuse(sequence: &Sequence, running: &[Sequence], cache: &PrefixCache) -> (usize, usize) {
+/// What a waiting sequence can have without computing it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Reuse {
+    /// Tokens that are there already.
+    pub(crate) cached: usize,
+    /// Tokens that will be, once a running sequence has computed its prompt.
+    pub(crate) pending: usize,
+    /// Tokens of room that starting takes.
+    pub(crate) kv_need: usize,
+}
+
+pub(crate) fn reuse(sequence: &Sequence, running: &[Sequence], cache: &PrefixCache) -> Reuse {
     let wanted = sequence.reusable();
-    let found = cache.find(sequence.adapter, wanted).map_or(0, |found| found.len);
+    let found = cache.find(sequence.adapter, wanted);
+    let shared = found.map_or(0, |found| cache.shared_live(found, found.len));
     let saved = sequence.saved.as_ref().map_or(0, |&(_, len)| len);
-    let cached = found.max(saved);
+    let cached = found.map_or(0, |found| found.len).max(saved);
     let prefilling = running.iter().filter(|other| other.left() > 1 && other.adapter == sequence.adapter);
     let coming = prefilling.map(|other| common_prefix(wanted, &other.tokens)).max().unwrap_or(0);
-    (cached, cached.max(coming))
+    // Saved state comes back as tokens of its own.
+    let shared = if saved > shared { 0 } else { shared };
+    Reuse { cached, pending: cached.max(coming), kv_need: sequence.left() - shared }
 }
 
 /// Whether starting now would compute what is being computed.
-pub(crate) fn better_later(cached: usize, pending: usize) -> bool {
-    pending > cached + WORTH_WAITING as usize
+pub(crate) fn better_later(reuse: &Reuse) -> bool {
+    reuse.pending > reuse.cached + WORTH_WAITING as usize
 }
 
 fn fill_waiting(
@@ -57,6 +69,7 @@ fn fill_waiting(
         prompt_left,
         cached,
         pending,
+        kv_need,
         max_new,
         slack_us,
         priority,
@@ -73,12 +86,14 @@ fn fill_waiting(
     refill(tenant, waiting, |s| s.tenant);
     refill(adapter, waiting, |s| s.adapter);
     refill(adapter_tier, waiting, |_| 2);
+    refill(kv_need, waiting, |s| s.left() as u32);
     cached.clear();
     pending.clear();
-    for sequence in waiting.iter().take(LOOKUPS) {
-        let (now_cached, soon) = reuse(sequence, running, cache);
-        cached.push(now_cached as u32);
-        pending.push(soon as u32);
+    for (row, sequence) in waiting.iter().take(LOOKUPS).enumerate() {
+        let reuse = reuse(sequence, running, cache);
+        cached.push(reuse.cached as u32);
+        pending.push(reuse.pending as u32);
+        kv_need[row] = reuse.kv_need as u32;
     }
     cached.resize(waiting.len(), 0);
     pending.resize(waiting.len(), 0);

@@ -51,6 +51,8 @@ pub(crate) struct StepLoop {
     /// Bytes of state put aside in host memory.
     pub(crate) saved_bytes: usize,
     pub(crate) last_start: Instant,
+    /// Whether the last turn could do nothing although there was work.
+    pub(crate) stalled: bool,
     /// When the present turn of the loop began to plan.
     pub(crate) planning_started: Instant,
 }
@@ -89,7 +91,7 @@ impl StepLoop {
             if !self.apply(command) {
                 return false;
             }
-        } else if self.batch.parts.is_empty() && self.costs.num_steps > 0 {
+        } else if self.stalled {
             // A loop with work that the last turn could do nothing for must not spin.
             let go_on = match self.commands.recv_timeout(REST) {
                 Ok(command) => self.apply(command),
@@ -226,6 +228,10 @@ impl StepLoop {
     }
 
     fn checked_plan(&mut self) -> Option<Plan> {
+        // A plan that left everybody standing is not asked for twice.
+        if std::mem::take(&mut self.stalled) {
+            return None;
+        }
         let Some(plan) = self.planner.plan(&self.snapshot) else {
             self.metrics.plans_none.increment(1);
             return None;

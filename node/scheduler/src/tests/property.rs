@@ -122,3 +122,34 @@ proptest! {
         check(&arrivals, config, kv, slots, speculate);
     }
 }
+
+/// Found by the property: two adapters' turns undid each other's starts when
+/// cached tokens were counted as free for the prompt that reuses them.
+#[test]
+fn a_cached_prompt_that_fills_the_memory_is_started_once() {
+    let row = |adapter, shared, len, max_new, priority, choices, turns_before| Arrival {
+        salt: 0,
+        shared,
+        len,
+        max_new,
+        adapter,
+        priority,
+        choices,
+        hang_up_after: None,
+        embed: false,
+        turns_before,
+    };
+    let arrivals = [
+        row(1, 0, 1, 14, 0, 1, 0),
+        row(0, 0, 1, 11, 0, 2, 3),
+        row(2, 17, 25, 6, 0, 2, 5),
+        row(0, 0, 1, 1, 0, 1, 2),
+        row(1, 10, 24, 14, 19, 2, 13),
+        row(0, 25, 29, 15, 20, 1, 3),
+        row(2, 0, 19, 13, 1, 2, 0),
+        row(1, 9, 1, 2, 63, 2, 0),
+        row(0, 0, 1, 1, 21, 1, 0),
+    ];
+    let config = SchedulerConfig { token_budget: 16, ..SchedulerConfig::default() };
+    check(&arrivals, config, 111, 3, false);
+}

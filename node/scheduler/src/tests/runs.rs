@@ -6,6 +6,7 @@ use quern_engine::AdapterId;
 use quern_engine::fake::FakeConfig;
 
 use super::harness::{Bench, Stream, greedy, prompt};
+use crate::draft::{Drafter, PromptLookup};
 use crate::plan::{Plan, Planner, Snapshot};
 use crate::request::{Event, Failure, FinishReason, Pooling, Work};
 use crate::{Preemption, Refused, SchedulerConfig};
@@ -298,4 +299,23 @@ fn a_thread_serves_drains_and_stops() {
     handle.stop();
     thread.join().unwrap();
     assert_eq!(handle.silence(), None);
+}
+
+#[test]
+fn drafts_save_steps_and_change_no_token() {
+    let fake = FakeConfig { repetitive: true, ..FakeConfig::default() };
+    // The answer counts up, and so does the prompt.
+    let prompt: Vec<u32> = (10..200).collect();
+    let asked = |drafter: Option<Box<dyn Drafter>>| {
+        let mut bench = Bench::with(fake.clone(), SchedulerConfig::default(), None, drafter);
+        let mut tail = prompt.clone();
+        tail.push(20);
+        let stream = bench.ask(&tail, 60);
+        bench.run(100);
+        assert_eq!(stream.tokens(), bench.expected(AdapterId::BASE, &tail, 60));
+        bench.scheduler.costs.num_steps
+    };
+    let without = asked(None);
+    let with = asked(Some(Box::new(PromptLookup::default())));
+    assert!(with < without, "{with} steps with drafts, {without} without");
 }
