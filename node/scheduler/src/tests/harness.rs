@@ -6,7 +6,7 @@ use std::time::Instant;
 use quern_engine::fake::{FakeConfig, FakeEngine};
 use quern_engine::{AdapterId, Capabilities};
 
-use crate::draft::Drafter;
+use crate::draft::{DraftAsk, Drafter};
 use crate::plan::Planner;
 use crate::request::{
     Closed, DEFAULT_PRIORITY, Event, Failure, FinishReason, Generate, Request, SamplingParams, Sink, Work,
@@ -177,6 +177,25 @@ impl Bench {
     pub(crate) fn expected(&self, adapter: AdapterId, prompt: &[u32], num_new: usize) -> Vec<u32> {
         FakeEngine::expected(&self.fake, adapter, prompt, num_new)
     }
+}
+
+/// Guesses what the repetitive fake engine mostly says, so that drafts are
+/// accepted in part.
+pub(crate) struct Successor;
+
+impl Drafter for Successor {
+    fn name(&self) -> &str {
+        "successor"
+    }
+
+    fn draft(&mut self, asks: &[DraftAsk<'_>], out: &mut Vec<Vec<u32>>) {
+        for ask in asks {
+            let last = ask.tokens.last().copied().unwrap_or(0);
+            out.push((1..=ask.max).map(|ahead| (last + ahead) % 320).collect());
+        }
+    }
+
+    fn forget(&mut self, _seq: u64) {}
 }
 
 /// Greedy generation without stop tokens, one choice for each stream.

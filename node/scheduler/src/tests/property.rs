@@ -4,8 +4,7 @@
 use proptest::prelude::*;
 use quern_engine::AdapterId;
 
-use super::harness::{Bench, Stream, greedy};
-use crate::draft::PromptLookup;
+use super::harness::{Bench, Stream, Successor, greedy};
 use crate::request::{Pooling, Work};
 use crate::{Preemption, SchedulerConfig};
 
@@ -52,7 +51,7 @@ fn prompt_of(arrival: &Arrival) -> Vec<u32> {
 fn check(arrivals: &[Arrival], config: SchedulerConfig, kv: usize, slots: usize, speculate: bool) {
     let mut fake = Bench::tiny(kv, slots);
     fake.repetitive = speculate;
-    let drafter = speculate.then(|| Box::new(PromptLookup::default()) as Box<dyn crate::draft::Drafter>);
+    let drafter = speculate.then(|| Box::new(Successor) as Box<dyn crate::draft::Drafter>);
     let mut bench = Bench::with(fake, config, None, drafter);
     let mut asked: Vec<(Arrival, Vec<Stream>)> = Vec::new();
     let mut turns = 0;
