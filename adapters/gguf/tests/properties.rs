@@ -71,10 +71,10 @@ fn tensors() -> impl Strategy<Value = Vec<(String, Vec<u64>, TensorType)>> {
 fn writer(entries: &[(String, Value)], tensors: &[(String, Vec<u64>, TensorType)]) -> GgufWriter {
     let mut writer = GgufWriter::new();
     for (key, value) in entries {
-        writer.set(key, value.clone()).unwrap();
+        writer.set(key, value.clone()).expect("keys are made to differ");
     }
     for (name, shape, kind) in tensors {
-        writer.tensor(name, shape, *kind).unwrap();
+        writer.tensor(name, shape, *kind).expect("rows are made of whole blocks");
     }
     writer
 }
@@ -95,7 +95,7 @@ fn sample() -> Vec<u8> {
         ("two".to_owned(), vec![5], TensorType::F32),
         ("three".to_owned(), vec![256, 1, 1, 1], TensorType::Q4_K),
     ];
-    let mut bytes = writer(&entries, &tensors).header_bytes().unwrap();
+    let mut bytes = writer(&entries, &tensors).header_bytes().expect("the sample is sound");
     bytes.resize(bytes.len() + 96 + 32 + 160, 0);
     bytes
 }
@@ -112,7 +112,7 @@ fn parse(bytes: &[u8]) -> Result<Header, Problem> {
 
 /// NaN differs from itself, so values are compared by their written form.
 fn written(entries: &[(String, Value)]) -> Vec<u8> {
-    writer(entries, &[]).header_bytes().unwrap()
+    writer(entries, &[]).header_bytes().expect("the alignment is a power of two")
 }
 
 proptest! {
