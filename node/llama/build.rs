@@ -41,11 +41,11 @@ fn place_libraries(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let path = entry?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        if !name.contains(".so") && !name.ends_with(".dylib") && !name.ends_with(".dll") {
+        if !is_loaded_at_run_time(name) {
             continue;
         }
-        // Versioned names are links to one file: what the loader needs is the
-        // file under each name, and links would not survive a copy of some.
+        // A versioned name is a link to a longer one, which would not survive a
+        // copy of the folder's files: lay the file itself there.
         let library = fs::canonicalize(&path)?;
         let target = to.join(name);
         match fs::remove_file(&target) {
@@ -57,4 +57,14 @@ fn place_libraries(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Tells the names that the loader asks for from those of the linker and of
+/// exact versions: `libllama.so.0` and `libggml-cpu-haswell.so`, but neither
+/// `libllama.so` nor `libllama.so.0.6.0`.
+fn is_loaded_at_run_time(name: &str) -> bool {
+    let is_plugin = name.starts_with("libggml-") && name != "libggml-base.so" && name.ends_with(".so");
+    let version = name.split_once(".so.").map(|(_, version)| version);
+    let is_soname = version.is_some_and(|version| version.bytes().all(|byte| byte.is_ascii_digit()));
+    is_plugin || is_soname || name.ends_with(".dylib") || name.ends_with(".dll")
 }

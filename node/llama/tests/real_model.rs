@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use quern_engine::{AdapterId, Engine as _, Output, Row, suite};
-use quern_llama::{KvType, LlamaConfig, LlamaEngine};
+use quern_llama::{LlamaConfig, LlamaEngine};
 
 const FILE: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
 
@@ -48,13 +48,6 @@ fn small() -> LlamaConfig {
 fn passes_the_suite() {
     let Some(path) = real_model() else { return };
     suite::check_all(&mut || Box::new(load(&path, &small())), 0.06);
-}
-
-#[test]
-fn passes_the_suite_with_quantised_state() {
-    let Some(path) = real_model() else { return };
-    let config = LlamaConfig { kv_type: KvType::Q8_0, ..small() };
-    suite::check_all(&mut || Box::new(load(&path, &config)), 0.06);
 }
 
 #[test]

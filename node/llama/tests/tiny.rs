@@ -1,0 +1,159 @@
+//! The engine on tiny random models: every contract check, and bad input.
+
+use std::path::{Path, PathBuf};
+
+use quern_engine::{AdapterId, Engine as _, EngineError, Output, Row, suite};
+use quern_gguf::tiny::{Arch, TinySpec, write};
+use quern_llama::{FlashAttention, KvType, LlamaConfig, LlamaEngine, LoadError};
+
+/// A folder with one tiny model, removed with the value.
+struct Tiny {
+    folder: tempfile::TempDir,
+}
+
+impl Tiny {
+    fn new(arch: Arch) -> Tiny {
+        let tiny = Tiny { folder: tempfile::tempdir().expect("a temporary folder") };
+        write(&tiny.path(), &TinySpec::new(arch, 7)).expect("a tiny model can be written");
+        tiny
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("tiny.gguf")
+    }
+}
+
+fn small() -> LlamaConfig {
+    LlamaConfig {
+        kv_capacity: 256,
+        max_sequence_len: 96,
+        max_sequences: 8,
+        max_rows: 64,
+        micro_batch_rows: 16,
+        max_outputs: 16,
+        // One thread: two would wait for each other on a busy machine.
+        threads: 1,
+        threads_prefill: 1,
+        ..LlamaConfig::default()
+    }
+}
+
+fn load(path: &Path, config: &LlamaConfig) -> LlamaEngine {
+    LlamaEngine::load(path, config, &mut |_| true).expect("the model loads")
+}
+
+#[track_caller]
+fn check_suite(arch: Arch, config: &LlamaConfig, tolerance: f32) {
+    let tiny = Tiny::new(arch);
+    suite::check_all(&mut || Box::new(load(&tiny.path(), config)), tolerance);
+}
+
+/// Weights are f32 here, and keys and values f16: what differs is the order of sums.
+const CLOSE: f32 = 2e-3;
+
+#[test]
+fn qwen2_passes_the_suite() {
+    check_suite(Arch::Qwen2, &small(), CLOSE);
+}
+
+#[test]
+fn qwen3_passes_the_suite() {
+    check_suite(Arch::Qwen3, &small(), CLOSE);
+}
+
+#[test]
+fn passes_the_suite_without_flash_attention() {
+    check_suite(Arch::Qwen2, &LlamaConfig { flash_attention: FlashAttention::Off, ..small() }, CLOSE);
+}
+
+#[test]
+fn passes_the_suite_with_quantised_state() {
+    check_suite(Arch::Qwen3, &LlamaConfig { kv_type: KvType::Q8_0, ..small() }, CLOSE);
+}
+
+#[test]
+fn passes_the_suite_with_two_threads_and_small_pieces() {
+    let config = LlamaConfig { threads: 2, threads_prefill: 2, micro_batch_rows: 5, ..small() };
+    check_suite(Arch::Qwen2, &config, CLOSE);
+}
+
+#[test]
+fn states_of_another_configuration_are_refused() {
+    let tiny = Tiny::new(Arch::Qwen2);
+    let mut engine = load(&tiny.path(), &small());
+    let row = Row { seq: 0, pos: 0, token: 1, adapter: AdapterId::BASE, output: Output::None };
+    engine.step(&[row]).unwrap();
+    let state = engine.save(0).unwrap();
+    let mut other = load(&tiny.path(), &LlamaConfig { kv_type: KvType::Q8_0, ..small() });
+    assert!(matches!(other.restore(0, &state), Err(EngineError::Failed(_))));
+    load(&tiny.path(), &small()).restore(3, &state).unwrap();
+}
+
+#[test]
+fn describes_itself() {
+    let tiny = Tiny::new(Arch::Qwen3);
+    let engine = load(&tiny.path(), &LlamaConfig { kv_capacity: 300, max_sequence_len: 0, ..small() });
+    let info = engine.model_info();
+    assert_eq!((info.architecture.as_str(), info.num_layers, info.hidden_size), ("qwen3", 2, 256));
+    assert_eq!(info.trained_context, 4096);
+    assert!(info.system_info.contains("CPU"), "{}", info.system_info);
+    assert!(info.kv_bytes.is_some() && info.compute_bytes.is_some() && info.output_bytes.is_some());
+    // llama.cpp rounds the capacity up, and a sequence may take all of it.
+    assert_eq!(engine.capabilities().kv_capacity, 512);
+    assert_eq!(engine.capabilities().max_sequence_len, 512);
+}
+
+#[test]
+fn progress_can_end_the_loading() {
+    let tiny = Tiny::new(Arch::Qwen2);
+    let mut parts = Vec::new();
+    let mut note = |part| {
+        parts.push(part);
+        true
+    };
+    LlamaEngine::load(&tiny.path(), &small(), &mut note).unwrap();
+    assert_eq!(parts.last(), Some(&1.0));
+    let refused = LlamaEngine::load(&tiny.path(), &small(), &mut |_| false);
+    assert!(matches!(refused, Err(LoadError::Cancelled)), "{refused:?}");
+}
+
+#[test]
+fn bad_files_are_named() {
+    let tiny = Tiny::new(Arch::Qwen2);
+    let good = std::fs::read(tiny.path()).unwrap();
+    let refused = |name: &str, bytes: Option<&[u8]>| {
+        let path = tiny.folder.path().join(name);
+        if let Some(bytes) = bytes {
+            std::fs::write(&path, bytes).unwrap();
+        }
+        let error = LlamaEngine::load(&path, &small(), &mut |_| true).expect_err("a bad file is refused");
+        assert!(error.to_string().contains(name), "{error}");
+        error
+    };
+    assert!(matches!(refused("missing.gguf", None), LoadError::File { .. }));
+    assert!(matches!(refused("empty.gguf", Some(b"")), LoadError::NotGguf { .. }));
+    assert!(matches!(refused("text.gguf", Some(b"this is no model")), LoadError::NotGguf { .. }));
+    assert!(matches!(refused("header.gguf", Some(&good[..40])), LoadError::Model { .. }));
+    assert!(matches!(refused("cut.gguf", Some(&good[..good.len() - 1000])), LoadError::Model { .. }));
+    let mut foreign = good.clone();
+    let name = b"general.architecture";
+    let at = foreign.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 8;
+    assert_eq!(&foreign[at..at + 5], b"qwen2");
+    foreign[at..at + 5].copy_from_slice(b"qwenX");
+    let error = refused("foreign.gguf", Some(&foreign));
+    assert!(
+        matches!(&error, LoadError::UnknownArchitecture { reason, .. } if reason.contains("qwenX")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_bad_adapter_leaves_nothing_behind() {
+    let tiny = Tiny::new(Arch::Qwen2);
+    let mut engine = load(&tiny.path(), &small());
+    // A model is no adapter.
+    let error = engine.load_adapter(AdapterId(1), &tiny.path()).expect_err("a model is no adapter");
+    assert!(matches!(&error, EngineError::Adapter { why, .. } if why.contains("adapter")), "{error}");
+    assert!(engine.unload_adapter(AdapterId(1)).is_err());
+    assert!(engine.load_adapter(AdapterId::BASE, &tiny.path()).is_err());
+}
