@@ -1,0 +1,337 @@
+//! One request: sent, streamed, timed, and its end given a name.
+//!
+//! It knows OpenAI's completion shapes and nothing of workloads, levels or statistics.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use tokio::time::{Instant, timeout};
+
+use crate::prompts::Prompt;
+use crate::sse::SseParser;
+use crate::workload::{Api, Workload};
+
+/// Time to open a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A server that is measured.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Name in tables.
+    pub name: String,
+    /// Base address without a path, `http://host:port`.
+    pub url: String,
+    /// The model that requests name.
+    pub model: String,
+    /// Sent as a bearer token.
+    pub api_key: Option<String>,
+}
+
+/// Why a request failed. These are the kinds that a run counts.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Failure {
+    /// No connection.
+    Connect,
+    /// A status other than 200.
+    Status(u16),
+    /// The connection closed before the stream said that it was done.
+    ClosedMidStream,
+    /// No byte for the workload's stall timeout.
+    Stall,
+    /// The whole request took longer than the workload allows.
+    TooLong,
+    /// What came is no event stream of completion chunks.
+    BrokenSse,
+    /// The server reported an error inside the stream.
+    StreamError,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Connect => f.write_str("connect"),
+            Self::Status(code) => write!(f, "status {code}"),
+            Self::ClosedMidStream => f.write_str("closed mid-stream"),
+            Self::Stall => f.write_str("stall"),
+            Self::TooLong => f.write_str("too long"),
+            Self::BrokenSse => f.write_str("broken SSE"),
+            Self::StreamError => f.write_str("error in stream"),
+        }
+    }
+}
+
+/// What one request gave. Instants are the client's.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// When the request was to be sent; latency counts from here.
+    pub intended: Instant,
+    /// When it was sent.
+    pub sent: Instant,
+    /// When each delta with content arrived.
+    pub deltas: Vec<Instant>,
+    /// When the stream ended, well or not.
+    pub ended: Instant,
+    /// The answer's text.
+    pub text: String,
+    /// Tokens of the prompt, as the server counts.
+    pub prompt_tokens: Option<u64>,
+    /// Tokens of the answer, as the server counts.
+    pub completion_tokens: Option<u64>,
+    /// Why the server stopped.
+    pub finish_reason: Option<String>,
+    /// How it failed, with the message for people.
+    pub failure: Option<(Failure, String)>,
+}
+
+impl Reply {
+    fn new(intended: Instant) -> Self {
+        let now = Instant::now();
+        Self {
+            intended,
+            sent: now,
+            deltas: Vec::new(),
+            ended: now,
+            text: String::new(),
+            prompt_tokens: None,
+            completion_tokens: None,
+            finish_reason: None,
+            failure: None,
+        }
+    }
+
+    /// Tokens of the answer: the server's count if it gives one, deltas otherwise.
+    pub fn num_tokens(&self) -> u64 {
+        self.completion_tokens.unwrap_or(self.deltas.len() as u64)
+    }
+
+    /// From the intended time to the first content.
+    pub fn time_to_first_token(&self) -> Option<Duration> {
+        self.deltas.first().map(|first| first.duration_since(self.intended))
+    }
+
+    /// Times between one delta and the next.
+    pub fn gaps(&self) -> impl Iterator<Item = Duration> {
+        self.deltas.windows(2).map(|pair| pair[1].duration_since(pair[0]))
+    }
+
+    /// Mean time a token after the first.
+    pub fn time_per_token(&self) -> Option<Duration> {
+        let (first, last) = (self.deltas.first()?, self.deltas.last()?);
+        let after_first = u32::try_from(self.num_tokens().checked_sub(1)?).ok()?;
+        (after_first > 0).then(|| last.duration_since(*first) / after_first)
+    }
+}
+
+/// Sends requests to servers.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    stall_timeout: Duration,
+    request_timeout: Duration,
+}
+
+impl Client {
+    /// A client with its own pool of connections.
+    ///
+    /// # Errors
+    /// When the system gives no resources for one.
+    pub fn new(stall_timeout: Duration, request_timeout: Duration) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_max_idle_per_host(usize::MAX)
+            .build()?;
+        Ok(Self { http, stall_timeout, request_timeout })
+    }
+
+    /// Asks for the first model that the server lists.
+    ///
+    /// # Errors
+    /// Says why the server is of no use.
+    pub async fn first_model(&self, url: &str, api_key: Option<&str>) -> Result<String, String> {
+        let mut request = self.http.get(format!("{url}/v1/models")).timeout(self.stall_timeout);
+        if let Some(key) = api_key {
+            request = request.bearer_auth(key);
+        }
+        let response = request.send().await.map_err(|error| format!("{url}: {}", with_causes(&error)))?;
+        let status = response.status();
+        let bytes = response.bytes().await.map_err(|error| format!("{url}: {}", with_causes(&error)))?;
+        if !status.is_success() {
+            return Err(format!("{url}/v1/models: {status}: {}", beginning(&bytes)));
+        }
+        let models: Value = serde_json::from_slice(&bytes)
+            .map_err(|error| format!("{url}/v1/models: {error}: {}", beginning(&bytes)))?;
+        let id = models.pointer("/data/0/id").and_then(Value::as_str);
+        id.map(str::to_owned).ok_or_else(|| format!("{url}/v1/models lists no model; give --model"))
+    }
+
+    /// Whether an address answers 200 at this moment.
+    pub async fn is_ok(&self, url: &str) -> bool {
+        let response = timeout(self.stall_timeout, self.http.get(url).send()).await;
+        matches!(response, Ok(Ok(response)) if response.status() == reqwest::StatusCode::OK)
+    }
+
+    /// Sends one request and reads its stream to the end. Dropping the future hangs up.
+    ///
+    /// `on_delta` is told of each delta with content as it arrives.
+    pub async fn ask(
+        &self,
+        server: &Server,
+        path: &str,
+        body: Bytes,
+        intended: Instant,
+        mut on_delta: impl FnMut(Instant),
+    ) -> Reply {
+        let mut reply = Reply::new(intended);
+        let exchange = self.exchange(server, path, body, &mut reply, &mut on_delta);
+        let failure = match timeout(self.request_timeout, exchange).await {
+            Ok(Ok(())) => None,
+            Ok(Err(failure)) => Some(failure),
+            Err(_) => Some((Failure::TooLong, format!("not done after {:?}", self.request_timeout))),
+        };
+        reply.failure = failure;
+        reply.ended = Instant::now();
+        reply
+    }
+
+    async fn exchange(
+        &self,
+        server: &Server,
+        path: &str,
+        body: Bytes,
+        reply: &mut Reply,
+        on_delta: &mut impl FnMut(Instant),
+    ) -> Result<(), (Failure, String)> {
+        let mut request = self
+            .http
+            .post(format!("{}{path}", server.url))
+            .header("content-type", "application/json")
+            .header("accept", "text/event-stream")
+            .body(body);
+        if let Some(key) = &server.api_key {
+            request = request.bearer_auth(key);
+        }
+        reply.sent = Instant::now();
+        let response = match timeout(self.stall_timeout, request.send()).await {
+            Err(_) => return Err((Failure::Stall, format!("no response for {:?}", self.stall_timeout))),
+            Ok(Err(error)) if error.is_connect() => return Err((Failure::Connect, with_causes(&error))),
+            Ok(Err(error)) => return Err((Failure::ClosedMidStream, with_causes(&error))),
+            Ok(Ok(response)) => response,
+        };
+        let status = response.status();
+        if status != reqwest::StatusCode::OK {
+            let text = timeout(self.stall_timeout, response.bytes()).await;
+            let text = text.ok().and_then(Result::ok).unwrap_or_default();
+            return Err((Failure::Status(status.as_u16()), beginning(&text)));
+        }
+        read_stream(response.bytes_stream(), self.stall_timeout, reply, on_delta).await
+    }
+}
+
+async fn read_stream<E: std::error::Error>(
+    stream: impl Stream<Item = Result<Bytes, E>>,
+    stall_timeout: Duration,
+    reply: &mut Reply,
+    on_delta: &mut impl FnMut(Instant),
+) -> Result<(), (Failure, String)> {
+    let mut stream = std::pin::pin!(stream);
+    let mut parser = SseParser::new();
+    let mut events = Vec::new();
+    loop {
+        let chunk = match timeout(stall_timeout, stream.next()).await {
+            Err(_) => return Err((Failure::Stall, format!("no byte for {stall_timeout:?}"))),
+            Ok(None) => return Err((Failure::ClosedMidStream, "the stream ended without [DONE]".to_owned())),
+            Ok(Some(Err(error))) => return Err((Failure::ClosedMidStream, with_causes(&error))),
+            Ok(Some(Ok(chunk))) => chunk,
+        };
+        let now = Instant::now();
+        parser.feed(&chunk, &mut events).map_err(|error| (Failure::BrokenSse, error.to_string()))?;
+        for event in events.drain(..) {
+            if event == "[DONE]" {
+                return Ok(());
+            }
+            if apply_event(&event, now, reply)? {
+                on_delta(now);
+            }
+        }
+    }
+}
+
+/// Takes one chunk into the reply; true if it had content.
+fn apply_event(event: &str, now: Instant, reply: &mut Reply) -> Result<bool, (Failure, String)> {
+    let chunk: Value = serde_json::from_str(event)
+        .map_err(|error| (Failure::BrokenSse, format!("{error}: {}", beginning(event.as_bytes()))))?;
+    if let Some(error) = chunk.get("error").filter(|error| !error.is_null()) {
+        return Err((Failure::StreamError, beginning(error.to_string().as_bytes())));
+    }
+    if let Some(usage) = chunk.get("usage").filter(|usage| usage.is_object()) {
+        reply.prompt_tokens = usage.get("prompt_tokens").and_then(Value::as_u64);
+        reply.completion_tokens = usage.get("completion_tokens").and_then(Value::as_u64);
+    }
+    let Some(choice) = chunk.pointer("/choices/0") else { return Ok(false) };
+    if let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) {
+        reply.finish_reason = Some(reason.to_owned());
+    }
+    // Text of a chat, of a plain completion, of a model that thinks aloud; a tool call's arguments.
+    let places = ["/delta/content", "/text", "/delta/reasoning_content"];
+    let mut has_content = choice.pointer("/delta/tool_calls").is_some_and(Value::is_array);
+    for text in places.iter().filter_map(|place| choice.pointer(place)).filter_map(Value::as_str) {
+        reply.text.push_str(text);
+        has_content |= !text.is_empty();
+    }
+    if has_content {
+        reply.deltas.push(now);
+    }
+    Ok(has_content)
+}
+
+/// The path of a workload's endpoint.
+pub fn path_of(api: Api) -> &'static str {
+    match api {
+        Api::Chat => "/v1/chat/completions",
+        Api::Completions => "/v1/completions",
+    }
+}
+
+/// The body of a request. Made before the clock starts.
+pub fn body_of(workload: &Workload, server: &Server, prompt: &Prompt, max_tokens: u32) -> Bytes {
+    let mut body = Map::new();
+    body.insert("model".to_owned(), json!(server.model));
+    match workload.api {
+        Api::Chat => {
+            let system = prompt.system.iter().map(|text| json!({"role": "system", "content": text}));
+            let user = json!({"role": "user", "content": prompt.user});
+            body.insert("messages".to_owned(), system.chain([user]).collect());
+        }
+        Api::Completions => {
+            let system = prompt.system.iter().map(|text| format!("{text}\n")).collect::<String>();
+            body.insert("prompt".to_owned(), json!(system + &prompt.user));
+        }
+    }
+    body.insert("max_tokens".to_owned(), json!(max_tokens));
+    body.insert("temperature".to_owned(), json!(workload.temperature));
+    body.insert("stream".to_owned(), json!(true));
+    body.insert("stream_options".to_owned(), json!({"include_usage": true}));
+    body.extend(workload.body.clone());
+    Bytes::from(Value::Object(body).to_string())
+}
+
+/// An error with its causes: reqwest's own message leaves out the reason.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn beginning(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).chars().take(200).collect()
+}

@@ -1,0 +1,22 @@
+//! Workloads, load generator and reports for any OpenAI-compatible server.
+//!
+//! The crate speaks HTTP and reads files; it knows no engine, and nothing of any server beyond its public
+//! endpoints. A run goes `workload` + `prompts` → `run` → `drive` or `long_prompt` → `client` → `check` →
+//! `summary` → `output`.
+
+pub mod check;
+pub mod client;
+pub mod cold_start;
+pub mod drive;
+pub mod long_prompt;
+pub mod machine;
+pub mod output;
+pub mod plot;
+pub mod progress;
+pub mod prompts;
+pub mod report;
+pub mod run;
+pub mod sse;
+pub mod stats;
+pub mod summary;
+pub mod workload;

@@ -1,0 +1,275 @@
+//! Prompts: from the workload itself, from a CSV column, or sliced from a text file.
+//!
+//! A prompt is a function of the run's seed and of its number, so that every server of a run gets the same
+//! prompts in the same order. This module knows no HTTP.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Deserialize;
+use thiserror::Error;
+
+/// Why there are no prompts.
+#[derive(Debug, Error)]
+pub enum PromptError {
+    /// The file cannot be read.
+    #[error("prompts file {file:?}: {source}")]
+    Read {
+        /// As the workload names it.
+        file: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The CSV file is malformed.
+    #[error("prompts file {file:?}: {source}")]
+    Csv {
+        /// As the workload names it.
+        file: String,
+        /// Names the line.
+        source: csv::Error,
+    },
+    /// The CSV file lacks a column.
+    #[error("prompts file {file:?}: no column {column:?}, only {found:?}")]
+    NoColumn {
+        /// As the workload names it.
+        file: String,
+        /// The column that the workload names.
+        column: String,
+        /// The columns there are.
+        found: Vec<String>,
+    },
+    /// The file holds less than one prompt.
+    #[error("prompts file {file:?}: holds {words} words, but a prompt takes {needed}")]
+    TooShort {
+        /// As the workload names it.
+        file: String,
+        /// Words (or rows) found.
+        words: usize,
+        /// Words (or rows) that one prompt takes.
+        needed: usize,
+    },
+}
+
+/// Where prompts come from, as a workload says it. Exactly one of `inline`, `csv` and `text` is given.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PromptSource {
+    /// A system prompt that all prompts share.
+    pub system: Option<String>,
+    /// The prompts themselves.
+    pub inline: Option<Vec<String>>,
+    /// What a good answer contains, one for each inline prompt.
+    pub expected: Option<Vec<String>>,
+    /// A CSV file with a header line.
+    pub csv: Option<String>,
+    /// Its column with the prompts; `text` if not given.
+    pub column: Option<String>,
+    /// Its column with what a good answer contains.
+    pub expected_column: Option<String>,
+    /// A text file to cut slices from.
+    pub text: Option<String>,
+    /// Shortest and longest slice, in words.
+    pub slice_words: Option<[usize; 2]>,
+    /// Written before each prompt. `{n}` becomes a number that no two prompts of a run share: caches of
+    /// earlier prompts do not help from there on.
+    pub before: Option<String>,
+    /// Written after each prompt.
+    pub after: Option<String>,
+}
+
+impl PromptSource {
+    /// Says which key is wrong, and why.
+    pub(crate) fn validate(&self) -> Result<(), (&'static str, String)> {
+        let given = [self.inline.is_some(), self.csv.is_some(), self.text.is_some()];
+        if given.iter().filter(|is_given| **is_given).count() != 1 {
+            return Err(("inline", "give exactly one of inline, csv and text".to_owned()));
+        }
+        if let Some(inline) = &self.inline {
+            if inline.is_empty() {
+                return Err(("inline", "must hold at least one prompt".to_owned()));
+            }
+            if self.expected.as_ref().is_some_and(|expected| expected.len() != inline.len()) {
+                return Err(("expected", format!("must hold {} answers, one a prompt", inline.len())));
+            }
+        }
+        match (self.text.is_some(), self.slice_words) {
+            (true, None) => Err(("slice_words", "is missing".to_owned())),
+            (true, Some([min, max])) if min == 0 || max < min => {
+                Err(("slice_words", "must be [shortest, longest], both above 0".to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// The shared system prompt.
+    pub system: Option<String>,
+    /// What the user says.
+    pub user: String,
+    /// What a good answer contains.
+    pub expected: Option<String>,
+}
+
+#[derive(Debug)]
+enum Texts {
+    /// Prompts with their expected answers, taken in turn.
+    Rows(Vec<(String, Option<String>)>),
+    /// Words to slice, with the shortest and longest slice.
+    Words(Vec<String>, [usize; 2]),
+}
+
+/// All prompts of a workload.
+#[derive(Debug)]
+pub struct PromptSet {
+    texts: Texts,
+    system: Option<String>,
+    before: String,
+    after: String,
+}
+
+impl PromptSet {
+    /// Reads the prompts; `read` opens the file that the source names.
+    ///
+    /// # Errors
+    /// When the file is missing, malformed or too short.
+    pub fn read(
+        source: &PromptSource,
+        read: impl Fn(&str) -> std::io::Result<String>,
+    ) -> Result<Self, PromptError> {
+        let open =
+            |file: &str| read(file).map_err(|source| PromptError::Read { file: file.to_owned(), source });
+        let texts = if let Some(file) = &source.csv {
+            let column = source.column.as_deref().unwrap_or("text");
+            Texts::Rows(read_csv(file, &open(file)?, column, source.expected_column.as_deref())?)
+        } else if let Some(file) = &source.text {
+            let words: Vec<String> = open(file)?.split_whitespace().map(str::to_owned).collect();
+            let lengths = source.slice_words.unwrap_or([1, 1]);
+            if words.len() < lengths[1] {
+                let file = file.clone();
+                return Err(PromptError::TooShort { file, words: words.len(), needed: lengths[1] });
+            }
+            Texts::Words(words, lengths)
+        } else {
+            let inline = source.inline.clone().unwrap_or_default();
+            let expected = |index: usize| source.expected.as_ref().map(|all| all[index].clone());
+            Texts::Rows(inline.into_iter().enumerate().map(|(i, text)| (text, expected(i))).collect())
+        };
+        Ok(Self {
+            texts,
+            system: source.system.clone(),
+            before: source.before.clone().unwrap_or_default(),
+            after: source.after.clone().unwrap_or_default(),
+        })
+    }
+
+    /// The prompt of this number, in a run of this seed.
+    pub fn get(&self, seed: u64, index: u64) -> Prompt {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(index);
+        let (text, expected) = match &self.texts {
+            Texts::Rows(rows) => {
+                let row = usize::try_from(index % rows.len() as u64).expect("below a vector's length");
+                (rows[row].0.clone(), rows[row].1.clone())
+            }
+            Texts::Words(words, [min, max]) => {
+                let length = random.random_range(*min..=*max);
+                let start = random.random_range(0..=words.len() - length);
+                (words[start..start + length].join(" "), None)
+            }
+        };
+        let number = format!("{:06}", spread_number(seed, index));
+        let user = format!("{}{text}{}", self.before.replace("{n}", &number), self.after);
+        Prompt { system: self.system.clone(), user, expected }
+    }
+}
+
+/// Six digits that no two prompts among a million share. The step has no factor in common with a million, and
+/// is large, so that the leading digits differ and prompts part at their first token.
+fn spread_number(seed: u64, index: u64) -> u64 {
+    const COUNT: u64 = 1_000_000;
+    (seed % COUNT + (index % COUNT) * 618_033) % COUNT
+}
+
+fn read_csv(
+    file: &str,
+    text: &str,
+    column: &str,
+    expected_column: Option<&str>,
+) -> Result<Vec<(String, Option<String>)>, PromptError> {
+    let csv_error = |source| PromptError::Csv { file: file.to_owned(), source };
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let header = reader.headers().map_err(csv_error)?.clone();
+    let find = |column: &str| {
+        header.iter().position(|name| name.trim() == column).ok_or_else(|| PromptError::NoColumn {
+            file: file.to_owned(),
+            column: column.to_owned(),
+            found: header.iter().map(str::to_owned).collect(),
+        })
+    };
+    let text_idx = find(column)?;
+    let expected_idx = expected_column.map(find).transpose()?;
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(csv_error)?;
+        rows.push((record[text_idx].to_owned(), expected_idx.map(|idx| record[idx].to_owned())));
+    }
+    if rows.is_empty() {
+        return Err(PromptError::TooShort { file: file.to_owned(), words: 0, needed: 1 });
+    }
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(source: &PromptSource, file: &'static str) -> Result<PromptSet, PromptError> {
+        PromptSet::read(source, |_| Ok(file.to_owned()))
+    }
+
+    #[test]
+    fn csv_columns_are_found_by_name() {
+        let source = PromptSource {
+            csv: Some("q.csv".to_owned()),
+            expected_column: Some("label".to_owned()),
+            system: Some("S".to_owned()),
+            ..PromptSource::default()
+        };
+        let set = read(&source, "label,text\na,\"hello, you\"\nb,bye\n").unwrap();
+        let prompt = Prompt {
+            system: Some("S".to_owned()),
+            user: "hello, you".to_owned(),
+            expected: Some("a".to_owned()),
+        };
+        assert_eq!(set.get(5, 2), prompt);
+        let error = read(&source, "text\nhello\n").unwrap_err().to_string();
+        assert!(error.contains("label") && error.contains("text"), "{error}");
+        assert!(matches!(read(&source, "text,label\n"), Err(PromptError::TooShort { .. })));
+        assert!(matches!(read(&source, "text,label\nonly one\n"), Err(PromptError::Csv { .. })));
+    }
+
+    #[test]
+    fn slices_have_the_length_asked_for_and_repeat_by_seed() {
+        let source = PromptSource {
+            text: Some("t.txt".to_owned()),
+            slice_words: Some([3, 5]),
+            before: Some("Nr {n}: ".to_owned()),
+            after: Some(" End.".to_owned()),
+            ..PromptSource::default()
+        };
+        let set = read(&source, "a b c d e f g h i j").unwrap();
+        let mut numbers = std::collections::HashSet::new();
+        for index in 0..100 {
+            let prompt = set.get(7, index);
+            assert_eq!(prompt, set.get(7, index));
+            let words = prompt.user.split(' ').count() - 3;
+            assert!((3..=5).contains(&words), "{}", prompt.user);
+            numbers.insert(prompt.user[..9].to_owned());
+        }
+        assert_eq!(numbers.len(), 100, "beginnings repeat");
+        assert_ne!(set.get(7, 1), set.get(8, 1));
+        assert!(matches!(read(&source, "a b c d"), Err(PromptError::TooShort { words: 4, needed: 5, .. })));
+    }
+}

@@ -1,0 +1,80 @@
+use super::*;
+
+const GOOD: &str = r#"name = "probe"
+max_tokens = 8
+
+[prompts]
+inline = ["one", "two"]
+
+[load]
+mode = "closed"
+clients = [1, 8]
+requests_per_client = 4
+
+[check]
+non_empty = true
+"#;
+
+fn error_of(text: &str) -> String {
+    Workload::parse("probe.toml", text, None).unwrap_err().to_string()
+}
+
+#[test]
+fn a_good_workload_is_read() {
+    let workload = Workload::parse("probe.toml", GOOD, None).unwrap();
+    assert_eq!(workload.load, Load::Closed { clients: vec![1, 8], amount: Amount::RequestsPerClient(4) });
+    assert!(workload.check.non_empty);
+    let prompts = workload.read_prompts(&workload.prompts).unwrap();
+    assert_eq!(prompts.get(0, 3).user, "two");
+}
+
+#[test]
+fn syntax_errors_name_line_and_key() {
+    let unknown = error_of(&GOOD.replace("non_empty = true", "non_emtpy = true"));
+    assert!(unknown.contains("line 13") && unknown.contains("non_emtpy"), "{unknown}");
+    let wrong_type = error_of(&GOOD.replace("max_tokens = 8", "max_tokens = \"8\""));
+    assert!(wrong_type.contains("line 2") && wrong_type.contains("max_tokens"), "{wrong_type}");
+    let wrong_mode = error_of(&GOOD.replace("\"closed\"", "\"shut\""));
+    assert!(wrong_mode.contains("line 8") && wrong_mode.contains("mode"), "{wrong_mode}");
+}
+
+#[test]
+fn value_errors_name_line_and_key() {
+    let cases = [
+        ("clients = [1, 8]", "clients = []", "line 9, key \"load.clients\""),
+        ("clients = [1, 8]", "clients = [0]", "line 9, key \"load.clients\""),
+        ("clients = [1, 8]", "", "line 7, key \"load.clients\": is missing"),
+        ("requests_per_client = 4", "requests_per_client = 0", "line 10, key \"load.requests_per_client\""),
+        ("requests_per_client = 4", "duration_s = -1.0", "line 10, key \"load.duration_s\""),
+        ("requests_per_client = 4", "requests = 4\nduration_s = 1.0", "line 10, key \"load.requests\""),
+        ("max_tokens = 8", "max_tokens = 0", "line 2, key \"max_tokens\""),
+        ("name = \"probe\"", "name = \"a/b\"", "line 1, key \"name\""),
+        ("inline = [\"one\", \"two\"]", "inline = []", "line 5, key \"prompts.inline\""),
+        ("inline = [\"one\", \"two\"]", "", "line 4, key \"prompts.inline\""),
+        ("non_empty = true", "max_error_share = 2.0", "line 13, key \"check.max_error_share\""),
+    ];
+    for (from, to, expected) in cases {
+        let error = error_of(&GOOD.replace(from, to));
+        assert!(error.contains(expected), "{to:?} gave {error}");
+    }
+}
+
+#[test]
+fn every_built_in_workload_can_be_used() {
+    for name in builtin_names() {
+        let workload = Workload::find(name).unwrap();
+        assert_eq!(workload.name, name);
+        let prompts = workload.read_prompts(&workload.prompts).unwrap();
+        assert!(!prompts.get(1, 0).user.trim().is_empty());
+        if let Load::LongPrompt { prompts, .. } = &workload.load {
+            let long = workload.read_prompts(prompts).unwrap();
+            assert_ne!(long.get(1, 0).user[..12], long.get(1, 1).user[..12], "caches would help");
+        }
+    }
+}
+
+#[test]
+fn an_unknown_name_lists_the_known_ones() {
+    let error = Workload::find("chta").unwrap_err().to_string();
+    assert!(error.contains("chta") && error.contains("intents"), "{error}");
+}
