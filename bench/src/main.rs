@@ -15,7 +15,7 @@ use quern_bench::machine::{Machine, now_utc};
 use quern_bench::output::{FolderSink, NoSink, RunHeader, table, write_summary};
 use quern_bench::report::write_report;
 use quern_bench::run::{RunPlan, Sink, run};
-use quern_bench::workload::{Amount, Load, Workload, builtin_names};
+use quern_bench::workload::{Amount, Check, Load, Workload, builtin_names};
 
 const EXIT_USAGE: u8 = 64;
 
@@ -85,6 +85,9 @@ struct RunArgs {
     /// Prompts from this CSV file instead of the workload's; same columns.
     #[arg(long)]
     csv: Option<String>,
+    /// Take any answer for good, for models with random weights. Failed requests still fail the run.
+    #[arg(long)]
+    any_answer: bool,
     /// Requests before each phase that are not counted, instead of the workload's.
     #[arg(long)]
     warmup: Option<usize>,
@@ -237,6 +240,9 @@ fn command_line() -> String {
 fn override_workload(workload: &mut Workload, args: &RunArgs) -> Result<(), String> {
     workload.max_tokens = args.max_tokens.unwrap_or(workload.max_tokens);
     workload.warmup = args.warmup.unwrap_or(workload.warmup);
+    if args.any_answer {
+        workload.check = Check { max_error_share: workload.check.max_error_share, ..Check::default() };
+    }
     if let Some(file) = &args.csv {
         if workload.prompts.csv.is_none() {
             return Err("--csv: this workload's prompts do not come from a CSV file".to_owned());
