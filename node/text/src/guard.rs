@@ -155,3 +155,6 @@ fn visit(value: &Value, each: &mut impl FnMut(&str)) {
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,11 +17,14 @@ mod constraint;
 mod detokenizer;
 mod gbnf;
 mod guard;
+mod messages;
 mod pretokenizer;
 mod special;
 mod stop;
 mod template;
 mod template_functions;
+#[cfg(test)]
+mod testing;
 mod tokenizer;
 mod tool_grammar;
 mod tools;
@@ -29,7 +32,7 @@ mod vocabulary;
 
 pub use constraint::{ConstraintCompileError, ConstraintFactory, Grammar, ToolSpec};
 pub use detokenizer::Detokenizer;
-pub use gbnf::GbnfError;
+pub use gbnf::{GbnfError, to_lark as gbnf_to_lark};
 pub use pretokenizer::PreTokenizer;
 pub use quern_engine::TokenId;
 pub use stop::{StopMatcher, StopStep, StopStrings};

@@ -5,6 +5,7 @@
 //! those that the `transformers` library gives to templates.
 
 use crate::guard::StandIns;
+use crate::messages::normalize;
 use crate::template_functions::{Refusal, raise_exception, strftime_now, to_json};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value as TemplateValue};
@@ -51,10 +52,11 @@ pub enum TemplateError {
     Tokenizer(#[from] crate::TokenizerError),
 }
 
-/// A conversation as a template sees it.
+/// A conversation.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChatInput {
-    /// The messages, as in the request.
+    /// The messages, as in the request: texts may be in parts, and arguments of
+    /// calls may be strings of JSON.
     pub messages: Value,
     /// The tools, as in the request.
     pub tools: Option<Value>,
@@ -126,7 +128,10 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError`] when the template fails or refuses.
     pub fn render(&self, input: &ChatInput) -> Result<String, TemplateError> {
-        self.render_values(input)
+        self.render_values(&ChatInput {
+            messages: normalize(&input.messages),
+            ..input.clone()
+        })
     }
 
     /// As [`Self::render`], with characters of the client's strings replaced.
@@ -136,7 +141,7 @@ impl ChatTemplate {
         stand_ins: &StandIns,
     ) -> Result<String, TemplateError> {
         let replaced = ChatInput {
-            messages: stand_ins.replace(&input.messages),
+            messages: stand_ins.replace(&normalize(&input.messages)),
             tools: input.tools.as_ref().map(|tools| stand_ins.replace(tools)),
             add_generation_prompt: input.add_generation_prompt,
             extra: match stand_ins.replace(&Value::Object(input.extra.clone())) {
@@ -223,3 +228,6 @@ fn describe(error: &Error) -> String {
         None => what,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -341,3 +341,6 @@ fn special_tokens(vocabulary: &Vocabulary) -> SpecialTokens {
     });
     SpecialTokens::new(special.collect())
 }
+
+#[cfg(test)]
+mod tests;

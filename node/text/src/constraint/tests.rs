@@ -1,1 +1,277 @@
+use super::*;
+use crate::testing;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use std::sync::LazyLock;
 
+fn factory() -> &'static ConstraintFactory {
+    static FACTORY: LazyLock<ConstraintFactory> =
+        LazyLock::new(|| ConstraintFactory::new(testing::tokenizer()).expect("a whole vocabulary"));
+    &FACTORY
+}
+
+/// Draws allowed tokens at random until the end is drawn; `None` if the answer
+/// grew too long, which a loop in a grammar makes likely.
+fn walk(constraint: &mut dyn Constraint, seed: u64) -> Option<String> {
+    let tokenizer = testing::tokenizer();
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    // Longer than the vocabulary, as padded logits are.
+    let num_logits = tokenizer.vocab_size() + 100;
+    let mut drawn = Vec::new();
+    for step in 0..400 {
+        let mut logits = vec![0.0; num_logits];
+        constraint.mask(&mut logits).expect("the grammar goes on");
+        let allowed: Vec<TokenId> = (0..num_logits as TokenId)
+            .filter(|token| logits[*token as usize] == 0.0)
+            .collect();
+        assert!(!allowed.is_empty(), "nothing is allowed after {drawn:?}");
+        let ends: Vec<_> = allowed.iter().filter(|token| tokenizer.eos_tokens().contains(token)).collect();
+        // Take the end when it is offered, most of the time in the long run.
+        let token = if !ends.is_empty() && (step > 40 || rng.next_u32() % 4 == 0) {
+            *ends[0]
+        } else {
+            allowed[rng.next_u32() as usize % allowed.len()]
+        };
+        assert!((token as usize) < tokenizer.vocab_size(), "padding was allowed");
+        constraint.accept(token).expect("an allowed token is accepted");
+        if tokenizer.eos_tokens().contains(&token) {
+            assert!(constraint.is_finished());
+            return Some(tokenizer.decode(&drawn, true));
+        }
+        drawn.push(token);
+        if constraint.is_finished() {
+            return Some(tokenizer.decode(&drawn, true));
+        }
+    }
+    None
+}
+
+/// Walks with many seeds, and checks each answer that came to an end.
+fn check(grammar: Grammar, is_right: impl Fn(&str) -> bool) {
+    let compiled = factory().compile(&grammar).expect("the grammar is valid");
+    let mut num_finished = 0;
+    for seed in 0..60 {
+        if let Some(text) = walk(&mut *compiled.clone_box(), seed) {
+            assert!(is_right(&text), "{grammar:?} gave {text:?}");
+            num_finished += 1;
+        }
+    }
+    assert!(num_finished > 5, "only {num_finished} answers of {grammar:?} ended");
+}
+
+fn json(text: &str) -> Option<Value> {
+    serde_json::from_str(text).ok()
+}
+
+#[test]
+fn json_objects_parse() {
+    check(Grammar::JsonObject, |text| json(text).is_some_and(|value| value.is_object()));
+}
+
+#[test]
+fn json_keeps_to_its_schema() {
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "kind": {"enum": ["ab", "abc", "é\n"]},
+            "size": {"type": "integer", "minimum": 3, "maximum": 40},
+            "tags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}
+        },
+        "required": ["kind", "size"],
+        "additionalProperties": false
+    });
+    check(Grammar::JsonSchema(schema), |text| {
+        let Some(Value::Object(map)) = json(text) else {
+            return false;
+        };
+        let size = map["size"].as_i64();
+        ["ab", "abc", "é\n"].contains(&map["kind"].as_str().unwrap_or_default())
+            && size.is_some_and(|size| (3..=40).contains(&size))
+            && map.keys().all(|key| ["kind", "size", "tags"].contains(&key.as_str()))
+    });
+}
+
+#[test]
+fn text_matches_its_regular_expression() {
+    check(Grammar::Regex("(ab|the)+-[0-9]{2,3}é?".into()), |text| {
+        let Some((words, rest)) = text.split_once('-') else {
+            return false;
+        };
+        let digits = rest.trim_end_matches('é');
+        words.replace("ab", "").replace("the", "").is_empty()
+            && (2..=3).contains(&digits.len())
+            && digits.bytes().all(|byte| byte.is_ascii_digit())
+    });
+}
+
+#[test]
+fn lark_grammars_work() {
+    let lark = "start: \"(\" start \")\" | \"x\"\n";
+    check(Grammar::Lark(lark.into()), |text| {
+        let depth = text.matches('(').count();
+        text == format!("{}x{}", "(".repeat(depth), ")".repeat(depth))
+    });
+}
+
+#[test]
+fn gbnf_grammars_work() {
+    let gbnf = r#"
+root ::= value
+value ::= object | array | string | number | ("true" | "null") ws
+object ::= "{" ws ( string ":" ws value ("," ws string ":" ws value)* )? "}" ws
+array ::= "[" ws ( value ("," ws value)* )? "]" ws
+string ::= "\"" ( [^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt] | "u" [0-9a-fA-F]{4}) ){0,9} "\"" ws
+number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ([eE] [-+]? [1-9] [0-9]{0,1})? ws
+ws ::= | " " | "\n" [ \t]{0,4}
+"#;
+    check(Grammar::Gbnf(gbnf.into()), |text| {
+        // A lone surrogate or a number beyond all bounds is in the grammar, too.
+        text.contains("\\u") || text.contains(['e', 'E']) || json(text).is_some()
+    });
+}
+
+#[test]
+fn recursion_and_overlaps_in_gbnf_work() {
+    // The longest match of a word would swallow what must follow it.
+    let gbnf = "root ::= \"(\" root \")\" | word \"b\" | \"ab\" \"c\"\nword ::= [ab]+\n";
+    check(Grammar::Gbnf(gbnf.into()), |text| {
+        let inner = text.trim_start_matches('(').trim_end_matches(')');
+        let is_word = inner.bytes().all(|byte| byte == b'a' || byte == b'b');
+        inner == "abc" || (is_word && inner.len() > 1 && inner.ends_with('b'))
+    });
+}
+
+fn weather() -> ToolSpec {
+    ToolSpec {
+        name: "get_weather".into(),
+        parameters: json!({
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 8}},
+            "required": ["city"],
+            "additionalProperties": false
+        }),
+    }
+}
+
+fn calls(text: &str) -> (String, Vec<(String, Value)>) {
+    let mut parser = crate::ToolCallParser::new();
+    let mut deltas = parser.push(text);
+    deltas.extend(parser.finish());
+    let (mut outside, mut calls) = (String::new(), Vec::new());
+    for delta in deltas {
+        match delta {
+            crate::ToolDelta::Text(text) => outside += &text,
+            crate::ToolDelta::CallStart { name, .. } => calls.push((name, Value::Null)),
+            crate::ToolDelta::Arguments { fragment, .. } => {
+                calls.last_mut().expect("a call has begun").1 = json(&fragment).expect("JSON");
+            }
+            crate::ToolDelta::CallEnd { .. } => {}
+        }
+    }
+    (outside, calls)
+}
+
+#[test]
+fn required_calls_are_calls_and_nothing_else() {
+    for parallel in [false, true] {
+        let now = ToolSpec {
+            name: "no\"w".into(),
+            parameters: Value::Null,
+        };
+        let grammar = Grammar::ToolCalls {
+            tools: vec![weather(), now],
+            required: true,
+            parallel,
+        };
+        check(grammar, |text| {
+            let (outside, calls) = calls(text);
+            outside.trim().is_empty()
+                && (calls.len() == 1 || (parallel && calls.len() > 1))
+                && calls.iter().all(|(name, arguments)| match name.as_str() {
+                    "get_weather" => arguments["city"].is_string(),
+                    name => name == "no\"w" && arguments.is_object(),
+                })
+        });
+    }
+}
+
+#[test]
+fn optional_calls_may_be_text() {
+    let grammar = Grammar::ToolCalls {
+        tools: vec![weather()],
+        required: false,
+        parallel: true,
+    };
+    check(grammar.clone(), |text| {
+        let (outside, calls) = calls(text);
+        !outside.contains("<tool_call>")
+            && calls.iter().all(|(name, arguments)| name == "get_weather" && arguments["city"].is_string())
+    });
+    // Both ways are open, and a call must keep to the schema once it has begun.
+    let tokenizer = testing::tokenizer();
+    let mut constraint = factory().compile(&grammar).expect("the grammar is valid");
+    let call = "so:<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"ab\"}}\n</tool_call>";
+    for token in tokenizer.encode(call, Special::AsText).expect("tokens") {
+        constraint.accept(token).expect("the call is allowed");
+    }
+    let mut logits = vec![0.0; tokenizer.vocab_size()];
+    constraint.mask(&mut logits).expect("the grammar goes on");
+    assert_eq!(logits[tokenizer.eos().expect("there is one") as usize], 0.0);
+}
+
+#[test]
+fn the_end_is_allowed_only_where_the_grammar_ends() {
+    let tokenizer = testing::tokenizer();
+    let eos = tokenizer.eos().expect("there is one") as usize;
+    let mut constraint = factory().compile(&Grammar::Regex("ab?".into())).expect("valid");
+    let mut logits = vec![0.0; tokenizer.vocab_size()];
+    constraint.mask(&mut logits).expect("the grammar goes on");
+    assert_eq!(logits[eos], f32::NEG_INFINITY);
+    constraint.accept(tokenizer.token_id("a").expect("listed")).expect("allowed");
+    let mut copy = constraint.clone_box();
+    let mut logits = vec![0.0; tokenizer.vocab_size()];
+    constraint.mask(&mut logits).expect("the grammar goes on");
+    assert_eq!(logits[eos], 0.0);
+    constraint.accept(eos as TokenId).expect("allowed");
+    assert!(constraint.is_finished());
+    assert!(!copy.is_finished());
+    assert!(copy.accept(tokenizer.token_id("c").expect("listed")).is_err());
+}
+
+#[test]
+fn what_cannot_be_compiled_is_an_error() {
+    let deep = (0..2_000).fold(json!({}), |inner, _| json!({"type": "array", "items": inner}));
+    let wide: Vec<Value> = (0..20_000).map(|idx| json!({"const": format!("{idx:05}")})).collect();
+    for grammar in [
+        Grammar::JsonSchema(json!({"type": "no such type"})),
+        Grammar::JsonSchema(json!({"$ref": "#/nowhere"})),
+        Grammar::JsonSchema(json!({"pattern": "(", "type": "string"})),
+        Grammar::Regex("(a".into()),
+        Grammar::Regex("(a{1000}){1000}{1000}".into()),
+        Grammar::Lark("start: nowhere".into()),
+        Grammar::Gbnf("root ::= nowhere".into()),
+        Grammar::ToolCalls { tools: vec![], required: true, parallel: false },
+        Grammar::Lark("x".repeat(MAX_GRAMMAR_BYTES + 1)),
+    ] {
+        assert!(factory().compile(&grammar).is_err(), "{:.80?}", grammar);
+    }
+    // Huge, but either outcome is right as long as there is one.
+    let _ = factory().compile(&Grammar::JsonSchema(deep));
+    let _ = factory().compile(&Grammar::JsonSchema(json!({"anyOf": wide})));
+}
+
+#[test]
+fn words_of_the_mask_are_applied_right() {
+    for len in [1, 31, 32, 33, 64, 100] {
+        let mut mask = SimpleVob::alloc(len);
+        for idx in (0..len).filter(|idx| idx % 3 == 0 || *idx < 32) {
+            mask.allow_token(idx as TokenId);
+        }
+        let mut logits = vec![1.0; len + 5];
+        ban(&mask, &mut logits);
+        for (idx, logit) in logits.iter().enumerate() {
+            let allowed = idx < len && (idx % 3 == 0 || idx < 32);
+            assert_eq!(*logit == 1.0, allowed, "{idx} of {len}");
+        }
+    }
+}
