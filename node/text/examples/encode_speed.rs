@@ -22,17 +22,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let tokens = tokenizer.encode(&text, Special::Parse)?;
         let seconds = start.elapsed().as_secs_f64();
         let megabytes = text.len() as f64 / 1e6;
-        println!(
-            "{megabytes:.2} MB, {} tokens: {:.1} MB/s",
-            tokens.len(),
-            megabytes / seconds
-        );
+        println!("{megabytes:.2} MB, {} tokens: {:.1} MB/s", tokens.len(), megabytes / seconds);
     }
     let start = Instant::now();
     let factory = ConstraintFactory::new(Arc::clone(&tokenizer))?;
     println!("constraints ready in {:.0?}", start.elapsed());
     let mut constraint = factory.compile(&Grammar::JsonObject)?;
-    let answer = tokenizer.encode("{\"name\": \"some longer text to read\", \"x\": [1, 2]}", Special::AsText)?;
+    let answer =
+        tokenizer.encode("{\"name\": \"some longer text to read\", \"x\": [1, 2]}", Special::AsText)?;
     let mut logits = vec![0.0; tokenizer.vocab_size()];
     let start = Instant::now();
     for token in &answer {

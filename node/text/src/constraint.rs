@@ -14,8 +14,16 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use toktrie::{SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 
-/// Size in bytes of a grammar, whatever its form.
-const MAX_GRAMMAR_BYTES: usize = 1 << 20;
+/// Size in bytes of a JSON schema, or of all the schemas of tools.
+const MAX_SCHEMA_BYTES: usize = 1 << 20;
+
+/// Size in bytes of a grammar or a regular expression.
+const MAX_GRAMMAR_BYTES: usize = 128 << 10;
+
+/// Stack of the thread that compiles: llguidance follows rules that refer to
+/// rules by recursion, and [`MAX_GRAMMAR_BYTES`] hold many rules. What is not
+/// used is never backed by memory.
+const STACK_BYTES: usize = 512 << 20;
 
 /// What an answer must look like.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,8 +59,8 @@ pub struct ToolSpec {
     pub parameters: Value,
 }
 
-/// Why a grammar cannot be used. All but [`Self::Vocabulary`] are the fault of
-/// whoever wrote the grammar.
+/// Why a grammar cannot be used. All but [`Self::Vocabulary`] and
+/// [`Self::Thread`] are the fault of whoever wrote the grammar.
 #[derive(Debug, thiserror::Error)]
 pub enum ConstraintCompileError {
     /// The grammar is too long to look at.
@@ -72,6 +80,9 @@ pub enum ConstraintCompileError {
     /// There is no tool that could be called.
     #[error("a call is required but there are no tools")]
     NoTools,
+    /// The thread that compiles failed.
+    #[error("the grammar's compiler failed: {0}")]
+    Thread(String),
     /// The model's vocabulary cannot be used.
     #[error("the vocabulary cannot be constrained: {0}")]
     Vocabulary(String),
@@ -102,6 +113,18 @@ impl ConstraintFactory {
     /// # Errors
     /// [`ConstraintCompileError`] when the grammar is wrong or too large.
     pub fn compile(&self, grammar: &Grammar) -> Result<Box<dyn Constraint>, ConstraintCompileError> {
+        check_size(grammar)?;
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+            let thread = thread.spawn_scoped(scope, || self.compile_here(grammar));
+            let thread = thread.map_err(|error| ConstraintCompileError::Thread(error.to_string()))?;
+            // llguidance catches its own panics; ours would be a bug all the same.
+            let panicked = |_| ConstraintCompileError::Thread("it panicked".to_owned());
+            thread.join().map_err(panicked)?
+        })
+    }
+
+    fn compile_here(&self, grammar: &Grammar) -> Result<Box<dyn Constraint>, ConstraintCompileError> {
         let grammar = to_llguidance(grammar)?;
         let mut matcher = Matcher::new(self.factory.create_parser(grammar));
         if let Some(why) = matcher.get_error() {
@@ -133,18 +156,23 @@ const LIMITS: ParserLimits = ParserLimits {
     verbose_errors: false,
 };
 
-fn to_llguidance(grammar: &Grammar) -> Result<TopLevelGrammar, ConstraintCompileError> {
-    let text_len = match grammar {
-        Grammar::JsonObject => 0,
-        Grammar::JsonSchema(schema) => schema.to_string().len(),
-        Grammar::Regex(text) | Grammar::Lark(text) | Grammar::Gbnf(text) => text.len(),
+fn check_size(grammar: &Grammar) -> Result<(), ConstraintCompileError> {
+    let (bytes, max) = match grammar {
+        Grammar::JsonObject => (0, MAX_SCHEMA_BYTES),
+        Grammar::JsonSchema(schema) => (schema.to_string().len(), MAX_SCHEMA_BYTES),
+        Grammar::Regex(text) | Grammar::Lark(text) | Grammar::Gbnf(text) => (text.len(), MAX_GRAMMAR_BYTES),
         Grammar::ToolCalls { tools, .. } => {
-            tools.iter().map(|tool| tool.name.len() + tool.parameters.to_string().len()).sum()
+            let sizes = tools.iter().map(|tool| tool.name.len() + tool.parameters.to_string().len());
+            (sizes.sum(), MAX_SCHEMA_BYTES)
         }
     };
-    if text_len > MAX_GRAMMAR_BYTES {
-        return Err(ConstraintCompileError::TooLong { bytes: text_len, max: MAX_GRAMMAR_BYTES });
+    if bytes > max {
+        return Err(ConstraintCompileError::TooLong { bytes, max });
     }
+    Ok(())
+}
+
+fn to_llguidance(grammar: &Grammar) -> Result<TopLevelGrammar, ConstraintCompileError> {
     Ok(match grammar {
         Grammar::JsonObject => TopLevelGrammar::from_json_schema(json!({"type": "object"})),
         Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),

@@ -67,10 +67,6 @@ pub fn to_lark(text: &str) -> Result<String, GbnfError> {
         });
     }
     let rules = parse::parse(text)?;
-    let grammar = lexemes::choose(&rules).map_err(|why| GbnfError {
-        line: 1,
-        column: 1,
-        why,
-    })?;
+    let grammar = lexemes::choose(&rules).map_err(|why| GbnfError { line: 1, column: 1, why })?;
     Ok(emit::to_lark(&rules, &grammar))
 }

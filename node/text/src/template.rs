@@ -128,10 +128,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError`] when the template fails or refuses.
     pub fn render(&self, input: &ChatInput) -> Result<String, TemplateError> {
-        self.render_values(&ChatInput {
-            messages: normalize(&input.messages),
-            ..input.clone()
-        })
+        self.render_values(&ChatInput { messages: normalize(&input.messages), ..input.clone() })
     }
 
     /// As [`Self::render`], with characters of the client's strings replaced.

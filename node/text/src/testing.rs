@@ -20,8 +20,28 @@ pub(crate) fn vocabulary() -> Vocabulary {
     let mut tokens: Vec<String> = byte_level::BYTE_TO_CHAR.iter().map(char::to_string).collect();
     let mut merges = Vec::new();
     for word in [
-        " the", "name", "arguments", "{\"", "\": ", "\", \"", "true", "null", "get", "weather",
-        " \"", "\"}", "\n\n", "  ", "    ", "12", "user", "call", "é", "ab", "abc", "}\n",
+        " the",
+        "name",
+        "arguments",
+        "{\"",
+        "\": ",
+        "\", \"",
+        "true",
+        "null",
+        "get",
+        "weather",
+        " \"",
+        "\"}",
+        "\n\n",
+        "  ",
+        "    ",
+        "12",
+        "user",
+        "call",
+        "é",
+        "ab",
+        "abc",
+        "}\n",
     ] {
         add_merges(word, &mut tokens, &mut merges);
     }

@@ -10,10 +10,7 @@ use std::ops::RangeInclusive;
 /// `start`, then a rule `rN` for every rule that is not within a lexeme, a
 /// terminal `LN` for every lexeme, and a terminal `TN` for every rule within one.
 pub(super) fn to_lark(rules: &Rules, grammar: &Grammar) -> String {
-    let mut writer = Writer {
-        out: String::new(),
-        terminals: BTreeSet::new(),
-    };
+    let mut writer = Writer { out: String::new(), terminals: BTreeSet::new() };
     writer.out.push_str("start: ");
     writer.part(&grammar.start);
     for (number, body) in &grammar.rules {
@@ -56,7 +53,7 @@ impl Writer {
             Part::Seq(items) if items.is_empty() => self.out.push_str("\"\""),
             Part::Seq(items) => self.list(items, " ", Self::part),
             Part::Alt(items) => self.list(items, " | ", Self::part),
-            Part::Repeat(inner, min, max) => self.repeat(inner, *min, *max, Self::part),
+            Part::Repeat(inner, min, max) => self.repeat(inner.as_ref(), *min, *max, Self::part),
         }
     }
 
@@ -74,7 +71,7 @@ impl Writer {
             Node::Seq(items) if items.is_empty() => self.out.push_str("\"\""),
             Node::Seq(items) => self.list(items, " ", Self::node),
             Node::Alt(items) => self.list(items, " | ", Self::node),
-            Node::Repeat(inner, min, max) => self.repeat(inner, *min, *max, Self::node),
+            Node::Repeat(inner, min, max) => self.repeat(inner.as_ref(), *min, *max, Self::node),
         }
     }
 
@@ -90,7 +87,7 @@ impl Writer {
     }
 
     fn repeat<T>(&mut self, inner: &T, min: u32, max: Option<u32>, each: fn(&mut Self, &T)) {
-        let mut once = |writer: &mut Self, how: &str| {
+        let once = |writer: &mut Self, how: &str| {
             writer.out.push('(');
             each(writer, inner);
             let _ = write!(writer.out, "){how}");

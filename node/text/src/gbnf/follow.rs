@@ -76,10 +76,7 @@ pub(super) fn compute(grammar: &Grammar) -> Follow {
             beside[idx].add(place);
         }
     }
-    Follow {
-        after: sets.after,
-        beside,
-    }
+    Follow { after: sets.after, beside }
 }
 
 struct Sets {

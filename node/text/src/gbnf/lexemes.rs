@@ -14,6 +14,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// Lexemes in all rounds together: bounds the work.
 const MAX_WORK: usize = 20_000;
 
+/// How deep rules without recursion may refer to each other.
+const MAX_DEPTH: usize = 100;
+
+/// Length of a text that is compared character by character.
+const MAX_LITERAL: usize = 256;
+
 /// Lexemes in a grammar: the tables are quadratic in it.
 const MAX_LEXEMES: usize = 1_000;
 
@@ -59,10 +65,11 @@ struct Shape {
 pub(super) fn choose(rules: &Rules) -> Result<Grammar, String> {
     let mut chooser = Chooser {
         rules,
-        regular: regular_rules(rules),
+        regular: vec![false; rules.bodies.len()],
         shapes: HashMap::new(),
         broken: HashSet::new(),
     };
+    chooser.find_regular()?;
     let mut work = 0;
     loop {
         let grammar = chooser.build();
@@ -79,23 +86,6 @@ pub(super) fn choose(rules: &Rules) -> Result<Grammar, String> {
     }
 }
 
-/// Which rules neither are recursive nor refer to one that is.
-fn regular_rules(rules: &Rules) -> Vec<bool> {
-    let mut regular = vec![false; rules.bodies.len()];
-    loop {
-        let mut changed = false;
-        for (number, body) in rules.bodies.iter().enumerate() {
-            if !regular[number] && is_regular(body, &regular) {
-                regular[number] = true;
-                changed = true;
-            }
-        }
-        if !changed {
-            return regular;
-        }
-    }
-}
-
 fn is_regular(node: &Node, regular: &[bool]) -> bool {
     match node {
         Node::Chars(_) => true,
@@ -108,7 +98,7 @@ fn is_regular(node: &Node, regular: &[bool]) -> bool {
 struct Chooser<'a> {
     rules: &'a Rules,
     regular: Vec<bool>,
-    /// Of regular rules.
+    /// Of regular rules; never missing where one refers to another.
     shapes: HashMap<usize, Shape>,
     /// Parts that must not be lexemes.
     broken: HashSet<Node>,
@@ -123,6 +113,24 @@ struct Building {
 }
 
 impl Chooser<'_> {
+    /// Finds the rules that neither are recursive nor refer to one that is.
+    /// Those that a rule refers to are found before it.
+    fn find_regular(&mut self) -> Result<(), String> {
+        for _ in 0..MAX_DEPTH {
+            let known = self.regular.clone();
+            for (number, body) in self.rules.bodies.iter().enumerate() {
+                if !known[number] && is_regular(body, &known) {
+                    self.regular[number] = true;
+                    self.shape(&Node::Rule(number));
+                }
+            }
+            if self.regular == known {
+                return Ok(());
+            }
+        }
+        Err(format!("rules refer to rules more than {MAX_DEPTH} deep"))
+    }
+
     fn build(&mut self) -> Grammar {
         let mut building = Building::default();
         let start = self.part(&Node::Rule(self.rules.root), &mut building);
@@ -132,11 +140,7 @@ impl Chooser<'_> {
                 building.rules.insert(number, body);
             }
         }
-        Grammar {
-            lexemes: building.lexemes,
-            rules: building.rules,
-            start,
-        }
+        Grammar { lexemes: building.lexemes, rules: building.rules, start }
     }
 
     fn part(&mut self, node: &Node, building: &mut Building) -> Part {
@@ -148,9 +152,7 @@ impl Chooser<'_> {
             Node::Chars(_) => unreachable!("a character is always a lexeme"),
             Node::Seq(items) => Part::Seq(items.iter().map(|item| self.part(item, building)).collect()),
             Node::Alt(items) => Part::Alt(items.iter().map(|item| self.part(item, building)).collect()),
-            Node::Repeat(inner, min, max) => {
-                Part::Repeat(Box::new(self.part(inner, building)), *min, *max)
-            }
+            Node::Repeat(inner, min, max) => Part::Repeat(Box::new(self.part(inner, building)), *min, *max),
             Node::Rule(number) => {
                 building.waiting.push(*number);
                 Part::Rule(*number)
@@ -169,11 +171,7 @@ impl Chooser<'_> {
             building.lexemes.push(node.clone());
         }
         let lexeme = Part::Lexeme(number);
-        if shape.matches_empty {
-            Part::Repeat(Box::new(lexeme), 0, Some(1))
-        } else {
-            lexeme
-        }
+        if shape.matches_empty { Part::Repeat(Box::new(lexeme), 0, Some(1)) } else { lexeme }
     }
 
     fn shape(&mut self, node: &Node) -> Shape {
@@ -247,11 +245,7 @@ impl Chooser<'_> {
 
 impl Shape {
     fn beyond(&self) -> &CharSet {
-        if self.is_clear {
-            &self.beyond
-        } else {
-            &self.chars
-        }
+        if self.is_clear { &self.beyond } else { &self.chars }
     }
 
     /// Whether a match of one could be the beginning of a match of the other.
@@ -282,10 +276,13 @@ impl Shape {
             beyond,
             chars: self.chars.union(&next.chars),
             is_clear,
-            literal: literal.map(|(mut head, tail)| {
-                head.extend(tail);
-                head
-            }),
+            // Rules that double each other would make it as long as their text.
+            literal: literal.filter(|(head, tail)| head.len() + tail.len() <= MAX_LITERAL).map(
+                |(mut head, tail)| {
+                    head.extend(tail);
+                    head
+                },
+            ),
         }
     }
 
@@ -316,14 +313,9 @@ impl Shape {
             return self;
         }
         let again = max != Some(1);
-        let is_clear = self.is_clear
-            && !self.matches_empty
-            && !(again && self.beyond.intersects(&self.first));
-        let beyond = if again && max != Some(min) {
-            self.beyond.union(&self.first)
-        } else {
-            self.beyond
-        };
+        let is_clear =
+            self.is_clear && !self.matches_empty && !(again && self.beyond.intersects(&self.first));
+        let beyond = if again && max != Some(min) { self.beyond.union(&self.first) } else { self.beyond };
         Shape {
             matches_empty: min == 0 || self.matches_empty,
             first: self.first,

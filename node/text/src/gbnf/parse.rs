@@ -11,12 +11,7 @@ const MAX_DEPTH: usize = 64;
 const MAX_REPEAT: u32 = 2_000;
 
 pub(super) fn parse(text: &str) -> Result<Rules, GbnfError> {
-    let mut parser = Parser {
-        text,
-        at: 0,
-        names: HashMap::new(),
-        bodies: Vec::new(),
-    };
+    let mut parser = Parser { text, at: 0, names: HashMap::new(), bodies: Vec::new() };
     parser.skip_space(true);
     while parser.peek().is_some() {
         parser.rule()?;
@@ -63,11 +58,7 @@ impl<'a> Parser<'a> {
             self.skip_space(true);
             branches.push(self.sequence(depth)?);
         }
-        Ok(if branches.len() == 1 {
-            branches.remove(0)
-        } else {
-            Node::Alt(branches)
-        })
+        Ok(if branches.len() == 1 { branches.remove(0) } else { Node::Alt(branches) })
     }
 
     fn sequence(&mut self, depth: usize) -> Result<Node, GbnfError> {
@@ -94,11 +85,7 @@ impl<'a> Parser<'a> {
             let item = self.repetitions(item, depth)?;
             items.push(item);
         }
-        Ok(if items.len() == 1 {
-            items.remove(0)
-        } else {
-            Node::Seq(items)
-        })
+        Ok(if items.len() == 1 { items.remove(0) } else { Node::Seq(items) })
     }
 
     fn group(&mut self, depth: usize) -> Result<Node, GbnfError> {
@@ -193,11 +180,7 @@ impl<'a> Parser<'a> {
             }
         }
         self.at += 1;
-        Ok(if chars.len() == 1 {
-            chars.remove(0)
-        } else {
-            Node::Seq(chars)
-        })
+        Ok(if chars.len() == 1 { chars.remove(0) } else { Node::Seq(chars) })
     }
 
     fn class(&mut self) -> Result<Node, GbnfError> {
@@ -317,10 +300,7 @@ impl<'a> Parser<'a> {
             return Err(self.error(0, "no rule is called root"));
         };
         let bodies = self.bodies.into_iter();
-        Ok(Rules {
-            bodies: bodies.map(|body| body.expect("just checked")).collect(),
-            root: *root,
-        })
+        Ok(Rules { bodies: bodies.map(|body| body.expect("just checked")).collect(), root: *root })
     }
 
     fn error(&self, at: usize, why: &str) -> GbnfError {

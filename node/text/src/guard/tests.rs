@@ -18,10 +18,7 @@ fn template() -> ChatTemplate {
 }
 
 fn input(messages: Value) -> ChatInput {
-    ChatInput {
-        messages,
-        ..ChatInput::default()
-    }
+    ChatInput { messages, ..ChatInput::default() }
 }
 
 fn encode(input: &ChatInput) -> Vec<TokenId> {

@@ -23,13 +23,13 @@ fn blocks_leave_no_lines_behind() {
 fn python_methods_work() {
     let source = "{{ messages[0].content.upper().strip().split('I')[0] }}{{ messages[0].items() | length }}\
                   {{ messages[0].get('none') is none }}{{ 'hi'.startswith('h') }}";
-    assert_eq!(render(source, &input()).expect("it renders"), "H2truetrue");
+    assert_eq!(render(source, &input()).expect("it renders"), "H2TrueTrue");
 }
 
 #[test]
 fn absent_tools_are_none_and_not_undefined() {
     let source = "{{ tools is none }} {{ documents is none }} {{ other is undefined }}";
-    assert_eq!(render(source, &input()).expect("it renders"), "true true true");
+    assert_eq!(render(source, &input()).expect("it renders"), "True True True");
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn variables_cannot_replace_the_conversation() {
     input.extra.insert("tools".into(), json!([1]));
     input.extra.insert("enable_thinking".into(), json!(false));
     let source = "{{ messages | length }}{{ tools is none }}{{ enable_thinking }}";
-    assert_eq!(render(source, &input).expect("it renders"), "1truefalse");
+    assert_eq!(render(source, &input).expect("it renders"), "1TrueFalse");
 }
 
 #[test]

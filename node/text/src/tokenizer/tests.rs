@@ -13,10 +13,7 @@ fn id(text: &str) -> TokenId {
 #[test]
 fn control_tokens_are_parsed_only_when_asked_for() {
     let text = "<|im_start|>user<|im_end|>";
-    assert_eq!(
-        encode(text, Special::Parse),
-        [id("<|im_start|>"), id("user"), id("<|im_end|>")]
-    );
+    assert_eq!(encode(text, Special::Parse), [id("<|im_start|>"), id("user"), id("<|im_end|>")]);
     let plain = encode(text, Special::AsText);
     assert!(!plain.contains(&id("<|im_start|>")));
     assert_eq!(testing::tokenizer().decode(&plain, true), text);
