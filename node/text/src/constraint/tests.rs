@@ -64,9 +64,11 @@ fn json(text: &str) -> Option<Value> {
     serde_json::from_str(text).ok()
 }
 
+type Object = HashMap<String, Box<RawValue>>;
+
 /// An object whose values are only checked for their form: random digits make
 /// numbers that no float can hold.
-fn object(text: &str) -> Option<HashMap<String, Box<RawValue>>> {
+fn object(text: &str) -> Option<Object> {
     serde_json::from_str(text).ok()
 }
 
@@ -164,7 +166,7 @@ fn weather() -> ToolSpec {
     }
 }
 
-fn calls(text: &str) -> (String, Vec<(String, HashMap<String, Box<RawValue>>)>) {
+fn calls(text: &str) -> (String, Vec<(String, Object)>) {
     let mut parser = crate::ToolCallParser::new();
     let mut deltas = parser.push(text);
     deltas.extend(parser.finish());
