@@ -208,9 +208,9 @@ impl Running {
     /// the running ones are answered, so that refusals are answers too.
     async fn drain(self) -> Result<Ended, AppError> {
         let deadline = Instant::now() + self.drain_timeout;
+        self.node.drain();
         let load = self.handle.load();
         tracing::info!(running = load.running, waiting = load.waiting, queued = load.queued, "draining");
-        self.node.drain();
         while !self.node.is_idle() && Instant::now() < deadline && self.handle.silence().is_some() {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
