@@ -1,8 +1,15 @@
-//! The serving node.
+//! The serving node: configuration, HTTP front end, and how the parts are put
+//! together.
 //!
-//! [`http`] speaks to clients, [`serving`] is what lies between it and the
-//! scheduler.
+//! Start with [`app`], which builds a node from a configuration and runs it.
+//! Only [`http`] knows hyper, JSON and status codes; [`serving`] lies between an
+//! endpoint and the scheduler.
 #![deny(unsafe_code)]
 
+pub mod app;
+pub mod cli;
+pub mod config;
 pub mod http;
+pub mod logging;
+pub mod metrics;
 pub mod serving;

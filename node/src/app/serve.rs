@@ -1,0 +1,246 @@
+//! The running node: load, announce, serve, drain, end.
+//!
+//! The operators' endpoints answer from the first moment, so that a probe can
+//! tell loading from dead; the public socket is bound, and connections wait in
+//! the kernel until there is somebody to answer.
+
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use quern_scheduler::Handle;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::load::{Loaded, load};
+use super::{App, AppError};
+use crate::config::Speculation;
+use crate::http::{Node, RenderMetrics, ServeError, Settings, serve_admin, serve_public};
+use crate::serving::Model;
+
+/// How often a draining node looks whether it is done, and a serving one whether
+/// its step loop lives.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long connections may take to close once all requests are answered.
+const GOODBYE: Duration = Duration::from_secs(6);
+
+/// How a node ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Every request that was inside got its answer.
+    Drained,
+    /// The time for that was over, and some were cut off.
+    CutOff,
+}
+
+/// A listener at work, and the way to end it.
+struct Serving {
+    task: JoinHandle<Result<(), ServeError>>,
+    stop: CancellationToken,
+}
+
+impl App {
+    /// Loads and serves until `stop` is ready, then drains. `ready` is called once,
+    /// with the public address, when the first token can be served.
+    ///
+    /// # Errors
+    /// [`AppError`] when loading or serving fails.
+    pub async fn run(
+        self,
+        metrics: PrometheusHandle,
+        ready: impl FnOnce(SocketAddr, &str),
+        stop: impl Future<Output = ()>,
+    ) -> Result<Ended, AppError> {
+        tokio::pin!(stop);
+        let (public_addr, admin_addr) = self.addresses()?;
+        tracing::info!(public = %public_addr, admin = %admin_addr, "listening");
+        // Before the model, which takes longer to load than this to fail.
+        self.check_listener().await?;
+        let admin = self.admin.try_clone()?;
+        let settings = self.config.to_http();
+        let waiting = serve_loading(admin.try_clone()?, &settings, &metrics)?;
+
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let mut loading = {
+            let cancelled = Arc::clone(&cancelled);
+            tokio::task::spawn_blocking(move || load(&self, &cancelled).map(|loaded| (self, loaded)))
+        };
+        let loaded = tokio::select! {
+            loaded = &mut loading => loaded,
+            () = &mut stop => {
+                cancelled.store(true, Ordering::Relaxed);
+                // It ends soon; whether it was done just then makes no difference.
+                let _ = loading.await;
+                return Ok(Ended::Drained);
+            }
+        };
+        let (app, loaded) = loaded.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))?;
+
+        let running = Running::start(app, loaded, admin, settings, metrics)?;
+        waiting.end(GOODBYE).await?;
+        ready(public_addr, &running.model_id);
+        running.until(stop).await
+    }
+}
+
+/// Answers operators while there is nothing to serve yet.
+fn serve_loading(
+    listener: TcpListener,
+    settings: &Settings,
+    metrics: &PrometheusHandle,
+) -> Result<Serving, AppError> {
+    let metrics = metrics.clone();
+    let node = Node::new(Vec::new(), Box::new(move || crate::metrics::render(&metrics, None)));
+    node.set_loading(true);
+    Serving::admin(listener, node, settings.clone())
+}
+
+impl Serving {
+    fn admin(listener: TcpListener, node: Arc<Node>, settings: Settings) -> Result<Serving, AppError> {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(serve_admin(listener, node, settings, stop.clone().cancelled_owned()));
+        Ok(Serving { task, stop })
+    }
+
+    fn public(listener: TcpListener, node: Arc<Node>, settings: Settings) -> Result<Serving, AppError> {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(serve_public(listener, node, settings, stop.clone().cancelled_owned()));
+        Ok(Serving { task, stop })
+    }
+
+    /// Ends it, by force when connections do not close in time.
+    async fn end(mut self, grace: Duration) -> Result<(), AppError> {
+        self.stop.cancel();
+        match tokio::time::timeout(grace, &mut self.task).await {
+            Ok(ended) => Ok(flat(ended)?),
+            Err(_) => {
+                self.task.abort();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A panic in a listener is ours; it goes on where it can be seen.
+fn flat(ended: Result<Result<(), ServeError>, tokio::task::JoinError>) -> Result<(), ServeError> {
+    ended.unwrap_or_else(|failed| match failed.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Ok(()),
+    })
+}
+
+/// A node that serves.
+struct Running {
+    model_id: String,
+    node: Arc<Node>,
+    handle: Handle,
+    step_thread: std::thread::JoinHandle<()>,
+    public: Serving,
+    admin: Serving,
+    metrics: PrometheusHandle,
+    drain_timeout: Duration,
+}
+
+impl Running {
+    fn start(
+        app: App,
+        loaded: Loaded,
+        admin: TcpListener,
+        settings: Settings,
+        metrics: PrometheusHandle,
+    ) -> Result<Running, AppError> {
+        let App { config, model, public, .. } = app;
+        let caps = loaded.engine.capabilities().clone();
+        let speculate = config.scheduler.speculation != Speculation::Off;
+        let (handle, step_thread) =
+            quern_scheduler::spawn(loaded.engine, config.scheduler.to_scheduler(), None, loaded.drafter)?;
+        let served = Arc::new(Model {
+            id: model.id.clone(),
+            created: loaded.created,
+            handle: handle.clone(),
+            tokenizer: loaded.text.tokenizer,
+            template: loaded.text.template,
+            constraints: loaded.text.constraints,
+            max_sequence_len: caps.max_sequence_len,
+            embedding_size: caps.hidden_size,
+            defaults: config.generation.to_defaults(speculate),
+        });
+        let node = Node::new(vec![served], render(&metrics, &model.id, &handle));
+        Ok(Running {
+            public: Serving::public(public, Arc::clone(&node), settings.clone())?,
+            admin: Serving::admin(admin, Arc::clone(&node), settings)?,
+            model_id: model.id,
+            node,
+            handle,
+            step_thread,
+            metrics,
+            drain_timeout: config.shutdown.drain_timeout.0,
+        })
+    }
+
+    /// Serves until `stop`, then lets requests finish and takes everything apart.
+    async fn until(mut self, stop: impl Future<Output = ()>) -> Result<Ended, AppError> {
+        let upkeep = tokio::spawn(tidy(self.metrics.clone()));
+        let failed = tokio::select! {
+            () = stop => None,
+            () = step_loop_ended(&self.handle) => Some(AppError::StepLoopEnded),
+            // A listener ends by itself only when it could not start.
+            ended = &mut self.public.task => flat(ended).err().map(AppError::Serve),
+            ended = &mut self.admin.task => flat(ended).err().map(AppError::Serve),
+        };
+        upkeep.abort();
+        if let Some(error) = failed {
+            self.handle.stop();
+            return Err(error);
+        }
+        let ended = self.drain().await?;
+        tracing::info!(outcome = ?ended, "ended");
+        Ok(ended)
+    }
+
+    /// Readiness off and new requests refused at once; the sockets stay open until
+    /// the running ones are answered, so that refusals are answers too.
+    async fn drain(self) -> Result<Ended, AppError> {
+        let deadline = Instant::now() + self.drain_timeout;
+        self.node.drain();
+        let load = self.handle.load();
+        tracing::info!(running = load.running, waiting = load.waiting, queued = load.queued, "draining");
+        while !self.node.is_idle() && Instant::now() < deadline && self.handle.silence().is_some() {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        let ended = if self.node.is_idle() { Ended::Drained } else { Ended::CutOff };
+        self.handle.stop();
+        self.public.end(GOODBYE).await?;
+        self.admin.end(GOODBYE).await?;
+        let joined = tokio::task::spawn_blocking(move || self.step_thread.join()).await;
+        if !matches!(joined, Ok(Ok(()))) {
+            return Err(AppError::StepLoopEnded);
+        }
+        Ok(ended)
+    }
+}
+
+fn render(metrics: &PrometheusHandle, model_id: &str, handle: &Handle) -> RenderMetrics {
+    let (metrics, model_id, handle) = (metrics.clone(), model_id.to_owned(), handle.clone());
+    Box::new(move || crate::metrics::render(&metrics, Some((&model_id, handle.load()))))
+}
+
+/// Ready when the step thread is gone.
+async fn step_loop_ended(handle: &Handle) {
+    while handle.silence().is_some() {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+async fn tidy(metrics: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(crate::metrics::UPKEEP_INTERVAL).await;
+        metrics.run_upkeep();
+    }
+}

@@ -1,0 +1,13 @@
+//! The program as its users meet it: words, exit codes, signals, and a node that
+//! serves over real sockets. The engine is the fake one, on a tiny random model,
+//! but where a test says otherwise.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics, helpers included")]
+
+mod killed;
+mod life;
+mod node;
+mod usage;
+
+#[path = "../../models/tests/hub/mod.rs"]
+#[allow(dead_code, reason = "written for the tests of quern-models, which use more of it")]
+mod hub;
