@@ -20,7 +20,7 @@ pub const BACKENDS_DIR_VARIABLE: &str = "QUERN_BACKENDS_DIR";
 /// Kinds of plug-ins, beside the CPU's, that are loaded when they are there.
 const GPU_KINDS: [&str; 6] = ["cuda", "hip", "metal", "musa", "sycl", "vulkan"];
 
-/// Loads the plug-ins once a process; later calls find them loaded.
+/// Loads the plug-ins and prepares llama.cpp, once a process.
 ///
 /// Gives back the folders that were searched when there is no plug-in for
 /// this machine's CPU.
@@ -30,6 +30,7 @@ pub(crate) fn load_once() -> Result<(), Vec<PathBuf>> {
     let mut loaded = LOADED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !*loaded {
         load(&folders())?;
+        ffi::init();
         *loaded = true;
     }
     Ok(())

@@ -23,17 +23,19 @@ use crate::log::{self, Level};
 
 // === Process-wide state ===
 
-/// Prepares llama.cpp and sends its log lines to [`crate::log`].
+/// Sends llama.cpp's log lines to [`crate::log`].
+pub(crate) fn route_log() {
+    static ROUTED: Once = Once::new();
+    // SAFETY: `on_log` has the expected signature, lives forever and uses no user data.
+    ROUTED.call_once(|| unsafe { sys::llama_log_set(Some(on_log), std::ptr::null_mut()) });
+}
+
+/// Prepares llama.cpp. Only after plug-ins are loaded: where it finds none, it
+/// would load those of the folder that it was built in.
 pub(crate) fn init() {
     static INIT: Once = Once::new();
-    INIT.call_once(|| {
-        // SAFETY: `on_log` has the expected signature, lives forever and uses no user data.
-        // Both calls happen once, before any other call into the library.
-        unsafe {
-            sys::llama_log_set(Some(on_log), std::ptr::null_mut());
-            sys::llama_backend_init();
-        }
-    });
+    // SAFETY: called once, under the lock of `backends::load_once`.
+    INIT.call_once(|| unsafe { sys::llama_backend_init() });
 }
 
 unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {

@@ -103,7 +103,7 @@ pub(crate) fn load(
         return Err(ConfigError::BadTensorSplit.into());
     }
     check_file(path)?;
-    ffi::init();
+    ffi::route_log();
     backends::load_once().map_err(|searched| LoadError::NoCpuBackend { searched })?;
 
     let path_buf = path.to_path_buf();

@@ -97,6 +97,8 @@ fn describes_itself() {
     assert_eq!((info.architecture.as_str(), info.num_layers, info.hidden_size), ("qwen3", 2, 256));
     assert_eq!(info.trained_context, 4096);
     assert!(info.system_info.contains("CPU"), "{}", info.system_info);
+    let cpus = info.devices.iter().filter(|device| !device.is_gpu).count();
+    assert_eq!(cpus, 1, "the best plug-in of one folder is loaded, and no other: {:?}", info.devices);
     assert!(info.kv_bytes.is_some() && info.compute_bytes.is_some() && info.output_bytes.is_some());
     // llama.cpp rounds the capacity up, and a sequence may take all of it.
     assert_eq!(engine.capabilities().kv_capacity, 512);
