@@ -194,6 +194,7 @@ fn run_workload(args: RunArgs) -> Result<(), Trouble> {
     let header = RunHeader {
         name: args.title.unwrap_or_else(|| workload.name.clone()),
         workload: workload.name.clone(),
+        about: workload.about.clone(),
         date: now_utc(),
         command_line: command_line(),
         bench_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -28,6 +28,8 @@ pub struct RunHeader {
     pub name: String,
     /// The workload's name.
     pub workload: String,
+    /// What the workload asks, in its own words.
+    pub about: String,
     /// When it began, UTC.
     pub date: String,
     /// How it was called.
@@ -137,9 +139,9 @@ pub fn table(header: &RunHeader, outcome: &RunOutcome) -> String {
 }
 
 fn write_table(text: &mut String, header: &RunHeader, outcome: &RunOutcome) -> std::fmt::Result {
-    let RunHeader { name, workload, date, command_line, bench_version, servers, seed, machine, notes } =
+    let RunHeader { name, workload, about, date, command_line, bench_version, servers, seed, machine, notes } =
         header;
-    writeln!(text, "# {name}\n")?;
+    writeln!(text, "# {name}\n\n{about}\n")?;
     writeln!(text, "Workload `{workload}`, {date}, quern-bench {bench_version}, seed {seed}.  ")?;
     writeln!(text, "Machine: {machine}.  ")?;
     for (server, about) in servers {

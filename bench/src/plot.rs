@@ -61,6 +61,10 @@ fn series_of<'a>(figure: &Figure, phases: &'a [PhaseSummary]) -> Vec<Series<'a>>
     servers(phases).iter().map(of_server).collect()
 }
 
+fn whole_if_whole(level: &f64) -> String {
+    if level.fract() == 0.0 { format!("{level:.0}") } else { format!("{level:.1}") }
+}
+
 fn draw_panel<B: DrawingBackend>(
     area: &DrawingArea<B, plotters::coord::Shift>,
     figure: &Figure,
@@ -80,7 +84,14 @@ where
         .x_label_area_size(32)
         .y_label_area_size(56)
         .build_cartesian_2d(x_range.min - margin..x_range.max + margin, 0.0..top)?;
-    chart.configure_mesh().light_line_style(WHITE).x_desc("level").x_labels(6).y_labels(6).draw()?;
+    chart
+        .configure_mesh()
+        .light_line_style(WHITE)
+        .x_desc("level")
+        .x_labels(6)
+        .y_labels(6)
+        .x_label_formatter(&whole_if_whole)
+        .draw()?;
     for (series, colour) in all.iter().zip(COLOURS.iter().cycle()) {
         let colour = *colour;
         chart
@@ -91,6 +102,11 @@ where
             series.points.iter().map(|point| Circle::new(*point, 3, colour.mix(0.5).filled())),
         )?;
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
     Ok(())
 }

@@ -173,6 +173,8 @@ pub struct Check {
 pub struct Workload {
     /// Short name for folders and tables.
     pub name: String,
+    /// The comment that the file begins with: what it asks, and what a good answer looks like.
+    pub about: String,
     /// Endpoint.
     pub api: Api,
     /// Largest number of tokens of an answer.
@@ -295,6 +297,7 @@ impl Workload {
         let request_timeout = place.seconds("request_timeout_s", raw.load.request_timeout_s)?;
         Ok(Self {
             name: raw.name,
+            about: leading_comment(text),
             api: raw.api,
             max_tokens: raw.max_tokens,
             temperature: raw.temperature,
@@ -316,6 +319,12 @@ impl Workload {
     pub fn read_prompts(&self, source: &PromptSource) -> Result<PromptSet, PromptError> {
         PromptSet::read(source, |name| read_beside(self.folder.as_deref(), name))
     }
+}
+
+/// The comment lines at the beginning of a file, as one paragraph.
+fn leading_comment(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim).collect();
+    lines.join(" ")
 }
 
 fn builtin_file(name: &str) -> Option<&'static str> {

@@ -321,6 +321,7 @@ fn a_run_leaves_its_files() {
     let header = RunHeader {
         name: "Probe".to_owned(),
         workload: "probe".to_owned(),
+        about: "What it asks: nothing.".to_owned(),
         date: quern_bench::machine::now_utc(),
         command_line: "quern-bench run probe".to_owned(),
         bench_version: "0".to_owned(),
@@ -344,7 +345,13 @@ fn a_run_leaves_its_files() {
     assert_eq!(csv::Reader::from_reader(read("phases.csv").as_bytes()).records().count(), 2);
     let markdown = read("table.md");
     assert_eq!(markdown, table(&header, &outcome));
-    for part in ["threads 2", "## 2 clients", "## s0 over the others", "3 × closed mid-stream"] {
+    for part in [
+        "What it asks: nothing.",
+        "threads 2",
+        "## 2 clients",
+        "## s0 over the others",
+        "3 × closed mid-stream",
+    ] {
         assert!(markdown.contains(part), "{part} is missing in\n{markdown}");
     }
     let svg = read("plot.svg");

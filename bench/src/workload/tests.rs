@@ -64,6 +64,9 @@ fn every_built_in_workload_can_be_used() {
     for name in builtin_names() {
         let workload = Workload::find(name).unwrap();
         assert_eq!(workload.name, name);
+        for part in ["What it asks:", "What a good answer looks like:"] {
+            assert!(workload.about.contains(part), "{name} does not say {part}");
+        }
         let prompts = workload.read_prompts(&workload.prompts).unwrap();
         assert!(!prompts.get(1, 0).user.trim().is_empty());
         if let Load::LongPrompt { prompts, .. } = &workload.load {

@@ -1,0 +1,38 @@
+//! Cold starts that cannot succeed end with the reason, and leave no process behind.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use quern_bench::cold_start::ColdStart;
+
+fn error_of(command: &[&str]) -> String {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let cold_start = ColdStart {
+        name: "probe".to_owned(),
+        ready_url: format!("http://{nobody}/ready"),
+        url: format!("http://{nobody}"),
+        model: None,
+        api_key: None,
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        rounds: 1,
+        timeout: Duration::from_millis(300),
+    };
+    format!("{:#}", cold_start.measure().unwrap_err())
+}
+
+#[test]
+fn a_command_that_does_not_exist_is_named() {
+    let error = error_of(&["/no/such/server"]);
+    assert!(error.contains("/no/such/server"), "{error}");
+}
+
+#[test]
+fn a_command_that_ends_early_is_told_from_one_that_is_slow() {
+    let ended = error_of(&["false"]);
+    assert!(ended.contains("ended with exit status: 1 before it was ready"), "{ended}");
+    // The process would stay for a minute; the test ends at once because it is ended with its measurement.
+    let slow = error_of(&["sleep", "60"]);
+    assert!(slow.contains("not ready after 300ms"), "{slow}");
+}
