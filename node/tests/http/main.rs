@@ -1,0 +1,14 @@
+//! The front end through real sockets, on the fake engine and a tiny vocabulary.
+
+mod admin;
+mod chat;
+mod completions;
+mod embeddings;
+mod golden;
+mod hostile;
+mod life;
+mod refusals;
+mod streams;
+mod structured;
+mod support;
+mod tls;
