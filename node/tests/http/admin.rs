@@ -6,7 +6,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use quern::http::Settings;
 use serde_json::json;
 
-use crate::support::{Options, chat, server, start, until};
+use crate::support::{Options, chat, long_chat, server, start, until};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -52,8 +52,8 @@ async fn ready_waits_for_the_model() {
 
 #[tokio::test]
 async fn draining_refuses_new_requests_and_finishes_the_old() {
-    let server = server().await;
-    let ask = chat("a", json!({"max_tokens": 64, "stream": true}));
+    let server = start(Options { step_time: Duration::from_millis(5), ..Options::default() }).await;
+    let ask = long_chat(200, json!({"stream": true}));
     let mut running = server.client.post(server.url(CHAT)).json(&ask).send().await.unwrap();
     let drain = server.client.post(server.admin_url("/admin/drain")).send().await.unwrap();
     assert_eq!(drain.status(), 202);
@@ -78,7 +78,7 @@ async fn the_state_tells_the_load() {
     server.gate.close();
     let ask = server.client.post(server.url(CHAT)).json(&chat("a", json!({"max_tokens": 1})));
     let asked = tokio::spawn(ask.send());
-    until(|| !server.node.is_idle()).await;
+    server.held_back().await;
     let state = server.get(server.admin_url("/admin/state")).await.ok();
     assert_eq!(state["models"][0]["id"], "tiny");
     assert_eq!(state["models"][0]["kv_capacity_tokens"], 65_536);

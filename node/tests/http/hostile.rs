@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::support::{Options, Reply, Server, chat, server, soon, start, until};
+use crate::support::{Options, Reply, Server, chat, long_chat, soon, start, until};
 
 const CHAT: &str = "/v1/chat/completions";
 const SHORT: Duration = Duration::from_millis(50);
@@ -85,8 +85,7 @@ async fn large_heads_are_refused() {
 async fn a_client_that_reads_nothing_is_cut_off_and_its_sequences_freed() {
     let server = impatient().await;
     let ask =
-        chat("a", json!({"n": 8, "max_tokens": 1900, "logprobs": true, "top_logprobs": 20, "stream": true}));
-    let ask = ask.to_string();
+        long_chat(1900, json!({"n": 8, "logprobs": true, "top_logprobs": 20, "stream": true})).to_string();
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(server.public).await.unwrap();
@@ -104,24 +103,21 @@ async fn a_client_that_reads_nothing_is_cut_off_and_its_sequences_freed() {
 
 #[tokio::test]
 async fn hanging_up_frees_the_sequence() {
-    let server = server().await;
-    let ask = |stream: bool| chat("a", json!({"n": 4, "max_tokens": 2000, "stream": stream}));
+    // So slow that it would not end by itself while the test waits.
+    let server = start(Options { step_time: Duration::from_millis(50), ..Options::default() }).await;
+    let ask = |stream: bool| long_chat(2000, json!({"n": 4, "stream": stream}));
     // In the middle of a stream.
     let mut response = server.client.post(server.url(CHAT)).json(&ask(true)).send().await.unwrap();
     soon(response.chunk()).await.unwrap().expect("a first event");
-    server.gate.close();
-    assert!(server.load().running > 0);
+    until(|| server.load().running == 4).await;
     drop(response);
-    server.gate.open();
     until(|| server.node.is_idle()).await;
 
     // While it waits for a whole answer.
-    server.gate.close();
     let whole = tokio::spawn(server.client.post(server.url(CHAT)).json(&ask(false)).send());
-    until(|| !server.node.is_idle()).await;
+    until(|| server.load().running == 4).await;
     whole.abort();
     let _ = whole.await;
-    server.gate.open();
     until(|| server.node.is_idle()).await;
 }
 

@@ -1,16 +1,18 @@
 //! How listeners end, and the versions of HTTP that they speak.
 
+use std::time::Duration;
+
 use serde_json::json;
 use tokio::net::TcpStream;
 
-use crate::support::{chat, server, soon};
+use crate::support::{Options, chat, long_chat, server, soon, start};
 
 const CHAT: &str = "/v1/chat/completions";
 
 #[tokio::test]
 async fn a_shutdown_waits_for_the_answers_inside() {
-    let mut server = server().await;
-    let ask = chat("a", json!({"max_tokens": 64, "stream": true}));
+    let mut server = start(Options { step_time: Duration::from_millis(5), ..Options::default() }).await;
+    let ask = long_chat(200, json!({"stream": true}));
     let mut running = server.client.post(server.url(CHAT)).json(&ask).send().await.unwrap();
     server.gate.close();
     server.shutdown.cancel();
@@ -28,8 +30,9 @@ async fn a_shutdown_waits_for_the_answers_inside() {
 
 #[tokio::test]
 async fn dropping_a_listener_ends_its_connections() {
-    let server = server().await;
-    let ask = chat("a", json!({"max_tokens": 2000, "n": 4, "stream": true}));
+    // So slow that it would not end by itself while the test waits.
+    let server = start(Options { step_time: Duration::from_millis(50), ..Options::default() }).await;
+    let ask = long_chat(2000, json!({"stream": true}));
     let mut running = server.client.post(server.url(CHAT)).json(&ask).send().await.unwrap();
     server.serving.abort();
     let ended = soon(async {

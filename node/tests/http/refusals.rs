@@ -43,7 +43,7 @@ async fn a_field_of_the_wrong_type_is_named_by_its_path() {
         let message = reply.error(400, Some(path), None);
         assert!(message.contains(path), "{message}");
     }
-    let prompt = completion(json!([[1], "a"]), json!({}));
+    let prompt = completion(json!([1, "a"]), json!({}));
     assert_eq!(server.post("/v1/completions", &prompt).await.status, 400);
 }
 

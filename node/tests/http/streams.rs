@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::golden;
-use crate::support::{chat, completion, server};
+use crate::support::{Options, chat, completion, long_chat, server, start};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -89,8 +89,10 @@ async fn completions_stream_too() {
 
 #[tokio::test]
 async fn a_token_is_sent_before_the_next_one_is_computed() {
-    let server = server().await;
-    let ask = chat("hello", json!({"max_tokens": 2000, "stream": true}));
+    // So slow that the answer is far from its end when its first tokens are here.
+    let options = Options { step_time: std::time::Duration::from_millis(50), ..Options::default() };
+    let server = start(options).await;
+    let ask = long_chat(2000, json!({"stream": true}));
     let mut response = server.client.post(server.url(CHAT)).json(&ask).send().await.unwrap();
     let mut seen = String::new();
     while !seen.contains("\"finish_reason\":null}]}\n\ndata:") {

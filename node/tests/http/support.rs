@@ -49,6 +49,8 @@ pub struct Options {
     pub settings: Settings,
     pub scheduler: SchedulerConfig,
     pub fail_at_step: Option<u64>,
+    /// For what must be caught in the middle.
+    pub step_time: Duration,
     pub max_sequence_len: usize,
     pub render_metrics: RenderMetrics,
 }
@@ -59,6 +61,7 @@ impl Default for Options {
             settings: Settings::default(),
             scheduler: SchedulerConfig { check_invariants: true, ..SchedulerConfig::default() },
             fail_at_step: None,
+            step_time: Duration::ZERO,
             max_sequence_len: 2048,
             render_metrics: Box::new(|| "nothing 0\n".to_owned()),
         }
@@ -93,8 +96,12 @@ pub async fn server() -> Server {
 
 pub async fn start(options: Options) -> Server {
     let gate = Gate::new();
-    let mut engine =
-        FakeConfig { gate: Some(gate.clone()), fail_at_step: options.fail_at_step, ..FakeConfig::default() };
+    let mut engine = FakeConfig {
+        gate: Some(gate.clone()),
+        fail_at_step: options.fail_at_step,
+        step_time: options.step_time,
+        ..FakeConfig::default()
+    };
     engine.capabilities.vocab_size = TEXT.tokenizer.vocab_size();
     engine.capabilities.max_sequence_len = options.max_sequence_len;
     engine.capabilities.kv_capacity = 65_536;
@@ -220,6 +227,12 @@ impl Server {
         reply["tokens"].as_array().unwrap().iter().map(|token| token.as_u64().unwrap() as u32).collect()
     }
 
+    /// Waits until the step loop stands before a closed gate.
+    pub async fn held_back(&self) {
+        let model = &self.node.models()[0];
+        until(|| model.handle.silence().is_some_and(|silence| !silence.is_zero())).await;
+    }
+
     pub fn load(&self) -> quern_scheduler::Load {
         self.node.models()[0].handle.load()
     }
@@ -243,6 +256,13 @@ pub fn chat(text: &str, more: Value) -> Value {
 /// A completion request with more fields.
 pub fn completion(prompt: Value, more: Value) -> Value {
     with(json!({"model": MODEL, "prompt": prompt}), more)
+}
+
+/// A chat request for that many tokens, none of which ends the answer.
+pub fn long_chat(num_tokens: u32, more: Value) -> Value {
+    let ends = TEXT.tokenizer.eos_tokens().iter().map(|token| (token.to_string(), json!(-100)));
+    let bias: serde_json::Map<String, Value> = ends.collect();
+    with(chat("hello", json!({"max_tokens": num_tokens, "logit_bias": bias})), more)
 }
 
 fn with(mut body: Value, more: Value) -> Value {
