@@ -1,4 +1,5 @@
 //! The front end through real sockets, on the fake engine and a tiny vocabulary.
+#![allow(clippy::unwrap_used, reason = "a test may panic where it stands")]
 
 mod admin;
 mod chat;
