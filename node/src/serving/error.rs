@@ -34,7 +34,7 @@ pub enum Error {
     NoTemplate,
     /// The template does not take these messages.
     #[error(transparent)]
-    Template(TemplateError),
+    Template(Box<TemplateError>),
     /// The tokenizer failed.
     #[error("the text could not be processed: {0}")]
     Text(String),
@@ -59,7 +59,7 @@ impl From<TemplateError> for Error {
     fn from(error: TemplateError) -> Error {
         match error {
             TemplateError::Tokenizer(error) => error.into(),
-            error => Error::Template(error),
+            error => Error::Template(Box::new(error)),
         }
     }
 }

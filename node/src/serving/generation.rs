@@ -190,7 +190,7 @@ impl Generation {
         let what = match event {
             Event::Started { cached_tokens, .. } => {
                 // The other choices fork the first one's prompt: that is no cache hit.
-                if idx % self.n == 0 {
+                if idx.is_multiple_of(self.n) {
                     self.cached_tokens += cached_tokens as usize;
                 }
                 What::Started

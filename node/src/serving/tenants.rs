@@ -25,7 +25,7 @@ impl Tenants {
         if name.is_empty() {
             return 0;
         }
-        let name = &name[..name.floor_char_boundary(MAX_NAME_BYTES)];
+        let name = cut(name);
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(&number) = names.get(name) {
             return number;
@@ -36,6 +36,13 @@ impl Tenants {
         }
         number
     }
+}
+
+/// The name's beginning, cut between two characters.
+fn cut(name: &str) -> &str {
+    let ends = name.char_indices().map(|(at, c)| at + c.len_utf8());
+    let end = ends.take_while(|&end| end <= MAX_NAME_BYTES).last();
+    &name[..end.unwrap_or(0)]
 }
 
 #[cfg(test)]

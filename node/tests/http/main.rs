@@ -1,0 +1,15 @@
+//! The front end through real sockets, on the fake engine and a tiny vocabulary.
+#![allow(clippy::unwrap_used, reason = "a test may panic where it stands")]
+
+mod admin;
+mod chat;
+mod completions;
+mod embeddings;
+mod golden;
+mod hostile;
+mod life;
+mod refusals;
+mod streams;
+mod structured;
+mod support;
+mod tls;
