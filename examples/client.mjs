@@ -27,21 +27,23 @@ async function* events(body) {
   }
 }
 
-const answer = await fetch(`${url}/v1/chat/completions`, {
-  method: "POST",
-  headers,
-  signal: abort.signal,
-  body: JSON.stringify({
-    messages: [{ role: "user", content: question }],
-    max_tokens: 200,
-    stream: true,
-  }),
-});
-if (!answer.ok) {
+/** Sends a request; a refusal ends the program with its own message. */
+async function ask(path, body) {
+  const method = body ? "POST" : "GET";
+  const answer = await fetch(url + path, { method, headers, signal: abort.signal, body: body && JSON.stringify(body) });
+  if (answer.ok) return answer;
   const { error } = await answer.json();
   console.error(`${answer.status}: ${error.message}`);
   process.exit(1);
 }
+
+const { data: models } = await (await ask("/v1/models")).json();
+const answer = await ask("/v1/chat/completions", {
+  model: models[0].id,
+  messages: [{ role: "user", content: question }],
+  max_tokens: 200,
+  stream: true,
+});
 for await (const event of events(answer.body)) {
   process.stdout.write(event.choices[0]?.delta.content ?? "");
 }

@@ -17,17 +17,23 @@ URL = os.environ.get("QUERN_URL", "http://127.0.0.1:8080")
 KEY = os.environ.get("QUERN_KEY", "")
 
 
-def post(path, body):
+def ask(path, body=None):
     """Sends a request and gives the open answer; a refusal becomes its own message."""
     headers = {"Content-Type": "application/json"}
     if KEY:
         headers["Authorization"] = f"Bearer {KEY}"
-    request = urllib.request.Request(URL + path, json.dumps(body).encode(), headers)
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(URL + path, data, headers)
     try:
         return urllib.request.urlopen(request)
     except urllib.error.HTTPError as error:
         message = json.load(error).get("error", {}).get("message", error.reason)
         sys.exit(f"{error.code}: {message}")
+
+
+def first_model():
+    """The id of the model that is served."""
+    return json.load(ask("/v1/models"))["data"][0]["id"]
 
 
 def events(answer):
@@ -38,22 +44,23 @@ def events(answer):
             yield json.loads(data)
 
 
-def stream(question):
+def stream(model, question):
     """Prints an answer while it is written."""
     body = {
+        "model": model,
         "messages": [{"role": "user", "content": question}],
         "max_tokens": 200,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    for event in events(post("/v1/chat/completions", body)):
+    for event in events(ask("/v1/chat/completions", body)):
         for choice in event["choices"]:
             print(choice["delta"].get("content") or "", end="", flush=True)
         if event.get("usage"):
             print(f"\n({event['usage']['completion_tokens']} tokens)")
 
 
-def call_a_tool():
+def call_a_tool(model):
     """Has the model call a function, and prints the call."""
     weather = {
         "type": "function",
@@ -68,13 +75,14 @@ def call_a_tool():
         },
     }
     body = {
+        "model": model,
         "messages": [{"role": "user", "content": "What is the weather in Lyon?"}],
         "tools": [weather],
         "tool_choice": "required",
         "max_tokens": 100,
         "temperature": 0,
     }
-    answer = json.load(post("/v1/chat/completions", body))
+    answer = json.load(ask("/v1/chat/completions", body))
     for call in answer["choices"][0]["message"]["tool_calls"]:
         print(call["function"]["name"], json.loads(call["function"]["arguments"]))
 
@@ -97,8 +105,9 @@ def main():
     if "--openai" in sys.argv:
         stream_with_openai(question)
     else:
-        stream(question)
-        call_a_tool()
+        model = first_model()
+        stream(model, question)
+        call_a_tool(model)
 
 
 if __name__ == "__main__":

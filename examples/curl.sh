@@ -10,15 +10,18 @@ admin=${QUERN_ADMIN:-http://127.0.0.1:8081}
 key=()
 [ -z "${QUERN_KEY:-}" ] || key=(-H "Authorization: Bearer $QUERN_KEY")
 
-post() { # path, body
+post() { # path, body without its model
     echo "--- POST $1"
-    curl --silent --show-error --fail-with-body --no-buffer "$url$1" "${key[@]}" -H 'Content-Type: application/json' -d "$2"
+    curl --silent --show-error --fail-with-body --no-buffer "$url$1" "${key[@]}" \
+        -H 'Content-Type: application/json' -d "{\"model\": \"$model\", ${2#\{}"
     echo
 }
 
 echo "--- GET /v1/models"
-curl --silent --show-error --fail-with-body "$url/v1/models" "${key[@]}"
-echo
+models=$(curl --silent --show-error --fail-with-body "$url/v1/models" "${key[@]}")
+echo "$models"
+# The first one; a real client has a parser for JSON.
+model=$(sed 's/^[^[]*\[{"id":"\([^"]*\)".*/\1/' <<<"$models")
 
 post /v1/chat/completions '{"max_tokens": 40,
   "messages": [{"role": "user", "content": "Name three rivers."}]}'

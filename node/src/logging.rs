@@ -25,7 +25,7 @@ pub fn init(format: LogFormat, level: &str) -> Result<(), ParseError> {
     let builder = builder.with_ansi(colours);
     // The only way to fail is that a subscriber is set already, by a test.
     let _ = match format {
-        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).try_init(),
     };
     Ok(())

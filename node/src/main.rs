@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 const USAGE: u8 = 64;
 const FAILED: u8 = 1;
 
-/// What ends the program early: the exit code, and the lines to say.
+/// What ends the program early: the exit code, and the lines that are left to say.
 struct Exit(u8, String);
 
 fn main() -> ExitCode {
@@ -27,13 +27,18 @@ fn main() -> ExitCode {
         Ok(Cli { command: Command::Serve(args) }) => serve(&args),
         Ok(Cli { command: Command::Pull(args) }) => pull(&args),
         Ok(Cli { command: Command::Check(args) }) => check(&args),
-        Err(help) if !help.use_stderr() => help.print().map_err(failed),
-        Err(wrong) => Err(Exit(USAGE, wrong.render().ansi().to_string())),
+        // Help and version are answers; the rest are mistakes, which clap explains itself.
+        Err(words) => words.print().map_err(failed).and(match words.use_stderr() {
+            true => Err(Exit(USAGE, String::new())),
+            false => Ok(()),
+        }),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Exit(code, lines)) => {
-            eprintln!("{}", lines.trim_end());
+            if !lines.is_empty() {
+                eprintln!("{}", lines.trim_end());
+            }
             code.into()
         }
     }

@@ -183,11 +183,11 @@ fn aliases(ours: &str, model_id: &str, load: &Load) -> String {
 /// The sum of a metric's samples, whatever their labels. The exporter keeps no
 /// other way to read a value than its own text.
 fn sum(text: &str, name: &str) -> f64 {
-    samples(text, name).map(|(_, value)| value).sum()
+    samples(text, name).fold(0.0, |sum, (_, value)| sum + value)
 }
 
 fn labelled(text: &str, name: &str, label: &str) -> f64 {
-    samples(text, name).filter(|(labels, _)| labels.contains(label)).map(|(_, value)| value).sum()
+    samples(text, name).filter(|(labels, _)| labels.contains(label)).fold(0.0, |sum, (_, value)| sum + value)
 }
 
 fn samples<'t>(text: &'t str, name: &'t str) -> impl Iterator<Item = (&'t str, f64)> {
@@ -267,6 +267,7 @@ mod tests {
         with("vllm:request_success_total", ",finished_reason=\"stop\"", "5");
         with("vllm:request_success_total", ",finished_reason=\"abort\"", "6");
         with("vllm:request_success_total", ",finished_reason=\"length\"", "0");
+        with("vllm:prefix_cache_hits_total", "", "0");
         assert!(text.contains("running_lora_adapters=\"\""), "{text}");
         assert_eq!(text.matches("# TYPE vllm:request_success_total counter").count(), 1);
     }

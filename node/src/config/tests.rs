@@ -124,7 +124,9 @@ fn the_example_is_the_default_and_leaves_no_key_out() {
     let uncommented: String =
         EXAMPLE.lines().map(|line| format!("{}\n", line.strip_prefix("#= ").unwrap_or(line))).collect();
     let example: toml::Table = uncommented.parse().expect("with its optional keys it is TOML too");
-    check(&uncommented, &[], &[]).expect("and a configuration");
+    // A draft model is only accepted where it is used.
+    let draft = [("--speculation", "scheduler.speculation", "draft")];
+    check(&uncommented, &[], &draft).expect("and a configuration");
 
     let mut full = Config::default();
     full.model.id = Some(String::new());

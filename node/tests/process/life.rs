@@ -6,7 +6,7 @@ use crate::node::Node;
 
 /// A request whose answer takes many steps and cannot end early.
 fn long_request() -> Value {
-    json!({ "prompt": "a", "max_tokens": 400, "guided_regex": "[a-z]{400}", "stream": true })
+    json!({ "model": "tiny", "prompt": "a", "max_tokens": 400, "guided_regex": "[a-z]{400}", "stream": true })
 }
 
 async fn status(url: &str) -> u16 {
@@ -51,7 +51,7 @@ async fn a_node_serves_is_measured_and_ends_cleanly() {
 async fn llama_cpp_serves_a_tiny_model_too() {
     let args = ["--kv-capacity", "512", "--max-sequences", "4", "--threads", "1", "--threads-prefill", "1"];
     let node = Node::start("llama", &args);
-    let body = json!({ "prompt": "one two", "max_tokens": 8, "temperature": 0 });
+    let body = json!({ "model": "tiny", "prompt": "one two", "max_tokens": 8, "temperature": 0 });
     let (first, second) = (ask(&node, &body).await, ask(&node, &body).await);
     let (first, second): (Value, Value) = (first.json().await.unwrap(), second.json().await.unwrap());
     assert!(first["usage"]["completion_tokens"].as_u64().unwrap() >= 1, "{first}");
@@ -71,7 +71,7 @@ async fn draining_answers_what_is_inside_and_refuses_the_rest() {
     node.wait_for("draining");
     assert_eq!(status(&format!("{}/ready", node.admin)).await, 503);
     assert_eq!(status(&format!("{}/health", node.admin)).await, 200);
-    assert_eq!(ask(&node, &json!({ "prompt": "b", "max_tokens": 1 })).await.status(), 503);
+    assert_eq!(ask(&node, &json!({ "model": "tiny", "prompt": "b", "max_tokens": 1 })).await.status(), 503);
 
     while let Some(chunk) = stream.chunk().await.unwrap() {
         text.push_str(&String::from_utf8_lossy(&chunk));

@@ -173,7 +173,7 @@ fn send(stream: &mut TcpStream, state: &State, seen: &Seen) -> std::io::Result<(
         stream.flush()?;
         told.send(()).ok();
         // Ends when the other side does.
-        stream.read(&mut [0]).ok();
+        let _ended = stream.read(&mut [0]);
     }
     Ok(())
 }
