@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -21,6 +22,9 @@ use crate::workload::{Amount, Arrivals, Workload};
 
 /// Pause of a client whose request failed: a server that is down is not hammered, nor the results flooded.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
+
+/// Longest answer of a request that is not counted: it opens connections and caches, no more.
+const MAX_WARMUP_TOKENS: u32 = 16;
 
 /// What every request of a phase shares.
 #[derive(Clone, Copy)]
@@ -56,9 +60,9 @@ pub struct Finished {
 
 impl Phase<'_> {
     /// Sends the prompt of this number and reads its stream.
-    pub async fn ask(&self, prompt_idx: u64, intended: Option<Instant>) -> Finished {
+    pub async fn ask(&self, prompt_idx: u64, intended: Option<Instant>, max_tokens: u32) -> Finished {
         let prompt = self.prompts.get(self.seed, prompt_idx);
-        let body = body_of(self.workload, self.server, &prompt, self.workload.max_tokens);
+        let body = body_of(self.workload, self.server, &prompt, max_tokens);
         let intended = intended.unwrap_or_else(Instant::now);
         let path = path_of(self.workload.api);
         let progress = self.progress;
@@ -68,13 +72,12 @@ impl Phase<'_> {
         Finished { prompt_idx, prompt, reply, gaps }
     }
 
-    /// Sends requests that are not counted. A failure shows in the phase itself.
+    /// Sends requests that are not counted, all at once. A failure shows in the phase itself.
     pub async fn warm_up(&self) {
         // Prompts of their own, far from those of any phase.
         let first = u64::MAX / 2 + self.first_prompt;
-        for idx in 0..self.workload.warmup as u64 {
-            self.ask(first + idx, None).await;
-        }
+        let max_tokens = self.workload.max_tokens.min(MAX_WARMUP_TOKENS);
+        join_all((0..self.workload.warmup as u64).map(|idx| self.ask(first + idx, None, max_tokens))).await;
     }
 }
 
@@ -92,7 +95,7 @@ pub async fn closed_loop(phase: Phase<'_>, num_clients: usize, amount: Amount) -
         let mut finished = Vec::new();
         while next.get() < num_requests && until.is_none_or(|until| Instant::now() < until) {
             let idx = next.replace(next.get() + 1);
-            let one = phase.ask(phase.first_prompt + idx, None).await;
+            let one = phase.ask(phase.first_prompt + idx, None, phase.workload.max_tokens).await;
             if one.reply.failure.is_some() {
                 sleep(PAUSE_AFTER_FAILURE).await;
             }
@@ -129,7 +132,7 @@ pub async fn open_loop(
                 let intended = started + offset;
                 sleep_until(intended).await;
                 let _permit = permits.acquire().await.expect("the semaphore is never closed");
-                phase.ask(phase.first_prompt + idx, Some(intended)).await
+                phase.ask(phase.first_prompt + idx, Some(intended), phase.workload.max_tokens).await
             }
         })
         .collect();

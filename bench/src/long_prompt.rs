@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use futures_util::future::{Either, join_all, select, select_all};
+use futures_util::future::{Either, select, select_all};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -174,13 +174,6 @@ async fn send_long_prompt(
     }
     let gaps = streams.gaps_within(reply.sent, first_token);
     Finished { prompt_idx, prompt, reply, gaps }
-}
-
-/// Warm-up of the long-prompt load: the streams' own prompts, all at once.
-pub async fn warm_up(phase: Phase<'_>, num_streams: usize) {
-    let first = u64::MAX / 2 + phase.first_prompt;
-    let asks = (0..phase.workload.warmup.min(num_streams) as u64).map(|idx| phase.ask(first + idx, None));
-    join_all(asks).await;
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::check::{Agreement, Verdict, judge};
 use crate::client::{Client, Server};
 use crate::drive::{Phase, closed_loop, open_loop};
-use crate::long_prompt::{self, LongPrompts, long_prompt_loop};
+use crate::long_prompt::{LongPrompts, long_prompt_loop};
 use crate::machine::own_cpu_time;
 use crate::progress::{Progress, ProgressLine};
 use crate::prompts::PromptSet;
@@ -169,10 +169,7 @@ fn prompts_of(load: &Load, level: &Level) -> u64 {
 
 async fn run_phase(plan: &RunPlan, phase: Phase<'_>, level: &Level, label: String) -> Measured {
     phase.progress.begin(format!("{label} (warm-up)"));
-    match &plan.workload.load {
-        Load::LongPrompt { .. } => long_prompt::warm_up(phase, level.value as usize).await,
-        _ => phase.warm_up().await,
-    }
+    phase.warm_up().await;
     phase.progress.begin(label);
     let (started, cpu_before) = (tokio::time::Instant::now(), own_cpu_time());
     let finished = match &plan.workload.load {
