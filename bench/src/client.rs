@@ -17,6 +17,9 @@ use crate::workload::{Api, Workload};
 /// Time to open a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Time for a response to end after its stream said that it was done.
+const MAX_TIME_AFTER_DONE: Duration = Duration::from_millis(200);
+
 /// A server that is measured.
 #[derive(Debug, Clone)]
 pub struct Server {
@@ -193,8 +196,10 @@ impl Client {
             Ok(Err(failure)) => Some(failure),
             Err(_) => Some((Failure::TooLong, format!("not done after {:?}", self.request_timeout))),
         };
+        if failure.is_some() {
+            reply.ended = Instant::now();
+        }
         reply.failure = failure;
-        reply.ended = Instant::now();
         reply
     }
 
@@ -252,6 +257,11 @@ async fn read_stream<E: std::error::Error>(
         parser.feed(&chunk, &mut events).map_err(|error| (Failure::BrokenSse, error.to_string()))?;
         for event in events.drain(..) {
             if event == "[DONE]" {
+                reply.ended = now;
+                // Read on to the response's own end: a connection that is dropped before it cannot be used again,
+                // and looks like a hang-up to the server. Whatever comes is no part of the answer.
+                let rest = async { while let Some(Ok(_)) = stream.next().await {} };
+                let _ = timeout(stall_timeout.min(MAX_TIME_AFTER_DONE), rest).await;
                 return Ok(());
             }
             if apply_event(&event, now, reply)? {

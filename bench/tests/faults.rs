@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -257,6 +257,20 @@ fn wrong_answers_fail_the_run() {
 }
 
 #[test]
+fn a_connection_is_used_again() {
+    static CONNECTIONS: std::sync::Mutex<Vec<SocketAddr>> = std::sync::Mutex::new(Vec::new());
+    fn note_connection(number: usize, body: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+        CONNECTIONS.lock().unwrap().push(stream.peer_addr()?);
+        stream_well(number, body, stream)
+    }
+    let load = "mode = \"closed\"\nclients = [1]\nrequests = 20";
+    let (outcome, _) = outcome(load, "", &[serve(note_connection)]);
+    let connections = CONNECTIONS.lock().unwrap();
+    assert_eq!((outcome.phases[0].num_ok, connections.len()), (20, 20));
+    assert!(connections.iter().all(|address| *address == connections[0]), "{connections:?}");
+}
+
+#[test]
 fn open_loop_latency_counts_the_time_spent_waiting_here() {
     fn slow(number: usize, body: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
         std::thread::sleep(Duration::from_millis(50));
@@ -301,8 +315,9 @@ fn a_long_prompt_shows_how_long_streams_stood_still() {
     let phase = &outcome.phases[0];
     assert!(is_passed, "{:?}", outcome.examples);
     assert_eq!((phase.num_ok, phase.longest_gap.unwrap().count), (1, 1));
-    // Each stream has the one gap from its fourth token to its fifth, which no token of the long prompt shortens.
-    assert_eq!(phase.tbt.unwrap().count, 2);
+    // Each stream has the gap from its fourth token to its fifth, which no token of the long prompt shortens. On a
+    // busy machine later tokens may be read before the long prompt's first one, and add short gaps.
+    assert!(phase.tbt.unwrap().count >= 2);
     assert!(phase.longest_gap.unwrap().max_ms >= 95.0, "{:?}", phase.longest_gap);
     assert!(phase.ttft.unwrap().max_ms >= 95.0);
 }
