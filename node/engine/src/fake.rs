@@ -244,22 +244,27 @@ impl Engine for FakeEngine {
     fn save(&mut self, seq: SeqId) -> Result<Vec<u8>, EngineError> {
         let sequence =
             self.sequences.get(seq as usize).ok_or(EngineError::Failed("no such sequence".into()))?;
-        Ok(sequence.iter().flat_map(|entry| entry.hash.to_le_bytes()).collect())
+        let hashes: Vec<u64> = sequence.iter().map(|entry| entry.hash).collect();
+        let numbers = std::iter::once(checksum(&hashes)).chain(hashes.iter().copied());
+        Ok(numbers.flat_map(u64::to_le_bytes).collect())
     }
 
     fn restore(&mut self, seq: SeqId, state: &[u8]) -> Result<(), EngineError> {
         if !self.sequences.get(seq as usize).is_some_and(Vec::is_empty) {
             return Err(EngineError::Failed("restore into a sequence that is not empty".into()));
         }
-        if !state.len().is_multiple_of(8) {
+        let numbers: Vec<u64> =
+            state.chunks(8).map_while(|bytes| bytes.try_into().ok().map(u64::from_le_bytes)).collect();
+        let Some((&sum, hashes)) = numbers.split_first().filter(|_| state.len() == numbers.len() * 8) else {
             return Err(EngineError::Failed("not a state of this engine".into()));
+        };
+        if sum != checksum(hashes) {
+            return Err(EngineError::Failed("a damaged state".into()));
         }
-        let wanted = state.len() / 8;
-        if wanted > self.free_cells.len() {
-            return Err(EngineError::OutOfKv { wanted });
+        if hashes.len() > self.free_cells.len() {
+            return Err(EngineError::OutOfKv { wanted: hashes.len() });
         }
-        for bytes in state.chunks_exact(8) {
-            let hash = u64::from_le_bytes(bytes.try_into().expect("chunks of 8"));
+        for &hash in hashes {
             let cell = self.take_cell();
             self.sequences[seq as usize].push(Entry { hash, cell });
         }
@@ -269,6 +274,10 @@ impl Engine for FakeEngine {
     fn load_adapter(&mut self, id: AdapterId, path: &Path) -> Result<(), EngineError> {
         if id == AdapterId::BASE || self.adapters.contains(&id) {
             let why = "its number is taken".to_owned();
+            return Err(EngineError::Adapter { path: path.display().to_string(), why });
+        }
+        if !path.exists() {
+            let why = "there is no such file".to_owned();
             return Err(EngineError::Adapter { path: path.display().to_string(), why });
         }
         self.adapters.push(id);
@@ -288,6 +297,11 @@ const SEED: u64 = 0x243f_6a88_85a3_08d3;
 
 fn extend(hash: u64, token: u32, adapter: AdapterId) -> u64 {
     mix(hash ^ mix(u64::from(token) | (u64::from(adapter.0) << 32)))
+}
+
+/// Tells a saved state from other bytes, and from part of one.
+fn checksum(hashes: &[u64]) -> u64 {
+    hashes.iter().fold(mix(hashes.len() as u64), |sum, &hash| mix(sum ^ hash))
 }
 
 /// SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014).

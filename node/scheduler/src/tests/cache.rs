@@ -20,7 +20,7 @@ impl Pair {
         let caps = fake.capabilities.clone();
         let cache = PrefixCache::new(caps.kv_capacity, caps.max_sequences);
         let mut engine = FakeEngine::new(fake);
-        engine.load_adapter(AdapterId(1), "none".as_ref()).unwrap();
+        engine.load_adapter(AdapterId(1), env!("CARGO_MANIFEST_DIR").as_ref()).unwrap();
         Pair { cache, engine, ops: Vec::new(), live: Vec::new() }
     }
 

@@ -106,7 +106,12 @@ impl Bench {
         config.check_invariants = true;
         let mut engine = FakeEngine::new(fake.clone());
         for adapter in 1..4 {
-            quern_engine::Engine::load_adapter(&mut engine, AdapterId(adapter), "none".as_ref()).unwrap();
+            quern_engine::Engine::load_adapter(
+                &mut engine,
+                AdapterId(adapter),
+                env!("CARGO_MANIFEST_DIR").as_ref(),
+            )
+            .unwrap();
         }
         let (scheduler, handle) = build(Box::new(engine), config, planner, drafter);
         Bench { scheduler, handle, fake, next_request: 0 }
