@@ -452,7 +452,11 @@ impl Config {
         refuse(!(0.0..=2.0).contains(&g.temperature), "generation.temperature", "it must be from 0 to 2");
         refuse(!(g.top_p > 0.0 && g.top_p <= 1.0), "generation.top_p", "it must be above 0 and at most 1");
         refuse(!(0.0..=1.0).contains(&g.min_p), "generation.min_p", "it must be from 0 to 1");
-        refuse(!(g.repetition_penalty > 0.0), "generation.repetition_penalty", "it must be above 0");
+        refuse(
+            g.repetition_penalty.is_nan() || g.repetition_penalty <= 0.0,
+            "generation.repetition_penalty",
+            "it must be above 0",
+        );
         refuse(g.max_tokens == Some(0), "generation.max_tokens", "it must be at least 1");
         if let Err(e) = crate::logging::filter(&self.logging.level) {
             refuse(true, "logging.level", &e.to_string());
