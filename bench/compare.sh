@@ -39,6 +39,8 @@ read -ra workloads <<<"${WORKLOADS:-chat intents long-prompt}"
 read -ra quern_args <<<"${QUERN_ARGS:-}"
 
 mkdir -p "$out"
+# Servers' logs name this machine's folders: they are no part of the results, and stay only if something fails.
+logs=$(mktemp -d)
 quern_command=("$quern" serve --model "$model" --listen "127.0.0.1:$quern_port"
     --admin-listen "127.0.0.1:$admin_port" --threads "$threads" --threads-prefill "$threads"
     --kv-capacity "$ctx" --max-running "$slots" "${quern_args[@]}")
@@ -62,7 +64,7 @@ wait_ready() { # name, url, pid
         kill -0 "$3" 2>/dev/null || break
         sleep 0.2
     done
-    echo "compare.sh: $1 is not ready: see $out/$1.log" >&2
+    echo "compare.sh: $1 is not ready: see $logs/$1.log" >&2
     exit 1
 }
 
@@ -82,10 +84,10 @@ if [ "$cold_starts" -gt 0 ]; then
         -- "${peer_command[@]}" || note_failure "cold start of llama-server"
 fi
 
-"${quern_command[@]}" >"$out/quern.log" 2>&1 &
+"${quern_command[@]}" >"$logs/quern.log" 2>&1 &
 pids+=($!)
 wait_ready quern "http://127.0.0.1:$admin_port/ready" $!
-"${peer_command[@]}" >"$out/llama-server.log" 2>&1 &
+"${peer_command[@]}" >"$logs/llama-server.log" 2>&1 &
 pids+=($!)
 wait_ready llama-server "http://127.0.0.1:$peer_port/health" $!
 
@@ -104,4 +106,5 @@ for workload in "${workloads[@]}"; do
 done
 
 "$bench" report "$out"
+[ "$failed" -ne 0 ] || rm -r "$logs"
 exit "$failed"

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::client::{Client, Server};
-use crate::machine::{Machine, field, first_number, now_utc};
+use crate::machine::{Machine, command_for_readers, field, first_number, now_utc};
 use crate::output::{RESULTS_FILE, TABLE_FILE};
 use crate::stats::Spread;
 
@@ -169,7 +169,7 @@ impl ColdStart {
             self.name,
             now_utc(),
             env!("CARGO_PKG_VERSION"),
-            self.command.join(" "),
+            command_for_readers(self.command.iter().map(String::as_str)),
         );
         text.push_str("The model's file was in the page cache.\n\n");
         text.push_str("| | median | range | starts |\n|---|---:|---|---:|\n");

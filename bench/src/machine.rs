@@ -74,6 +74,16 @@ fn parse_cpu_time(stat: &str) -> Option<Duration> {
     Some(Duration::from_millis((user + system) * 10))
 }
 
+/// A command line as it is written down: of absolute paths only the file's name, because a folder of one machine
+/// says nothing on another.
+pub fn command_for_readers<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+    let shortened = words.into_iter().map(|word| match word.rsplit_once('/') {
+        Some((_, name)) if word.starts_with('/') => name,
+        _ => word,
+    });
+    shortened.collect::<Vec<_>>().join(" ")
+}
+
 /// The time now in UTC, as `2026-01-31T12:34:56Z`.
 pub fn now_utc() -> String {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -120,6 +130,20 @@ mod tests {
         let stat = "7 (a b) c) S 1 1 1 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 3 0 5 6 7";
         assert_eq!(parse_cpu_time(stat), Some(Duration::from_secs(3)));
         assert_eq!(parse_cpu_time("nonsense"), None);
+    }
+
+    #[test]
+    fn commands_keep_what_a_reader_can_use() {
+        let words = [
+            "/home/me/bin/quern",
+            "serve",
+            "--model",
+            "/data/m.gguf",
+            "--url",
+            "http://127.0.0.1:1/v1",
+            "a/b",
+        ];
+        assert_eq!(command_for_readers(words), "quern serve --model m.gguf --url http://127.0.0.1:1/v1 a/b");
     }
 
     #[test]

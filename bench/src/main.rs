@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 
 use quern_bench::client::{Client, Server};
 use quern_bench::cold_start::ColdStart;
-use quern_bench::machine::{Machine, now_utc};
+use quern_bench::machine::{Machine, command_for_readers, now_utc};
 use quern_bench::output::{FolderSink, NoSink, RunHeader, table, write_summary};
 use quern_bench::report::write_report;
 use quern_bench::run::{RunPlan, Sink, run};
@@ -235,7 +235,7 @@ fn command_line() -> String {
             words[idx] = "--api-key=…".to_owned();
         }
     }
-    words.join(" ")
+    command_for_readers(words.iter().map(String::as_str))
 }
 
 fn override_workload(workload: &mut Workload, args: &RunArgs) -> Result<(), String> {
