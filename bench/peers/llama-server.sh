@@ -44,7 +44,7 @@ build() {
 start() {
     local threads=${PEER_THREADS:-$(nproc)}
     # shellcheck disable=SC2086  # PEER_ARGS holds several switches.
-    exec "$build/bin/llama-server" --model "$1" --host 127.0.0.1 --port "${PEER_PORT:-8081}" \
+    exec "$build/bin/llama-server" --model "$1" --alias "$(basename "$1" .gguf)" --host 127.0.0.1 --port "${PEER_PORT:-8081}" \
         --threads "$threads" --threads-batch "$threads" --parallel "${PEER_SLOTS:-8}" \
         --ctx-size "${PEER_CTX:-16384}" ${PEER_ARGS:-}
 }

@@ -146,7 +146,8 @@ impl Client {
         let http = reqwest::Client::builder()
             .no_proxy()
             .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(usize::MAX)
+            // A connection for each request: some servers close idle ones just as they are used again.
+            .pool_max_idle_per_host(0)
             .build()?;
         Ok(Self { http, stall_timeout, request_timeout })
     }
