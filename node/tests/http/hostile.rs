@@ -14,7 +14,7 @@ use crate::support::{Options, Reply, Server, chat, long_chat, soon, start, until
 const CHAT: &str = "/v1/chat/completions";
 const SHORT: Duration = Duration::from_millis(50);
 
-async fn impatient() -> Server {
+async fn impatient(step_time: Duration) -> Server {
     let settings = Settings {
         header_timeout: SHORT,
         body_timeout: SHORT,
@@ -22,7 +22,7 @@ async fn impatient() -> Server {
         write_timeout: SHORT,
         ..Settings::default()
     };
-    start(Options { settings, ..Options::default() }).await
+    start(Options { settings, step_time, ..Options::default() }).await
 }
 
 /// Sends some bytes, then reads until the server closes.
@@ -37,7 +37,7 @@ async fn send_and_wait(server: &Server, bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn those_who_send_too_little_are_cut_off() {
-    let server = impatient().await;
+    let server = impatient(Duration::ZERO).await;
     assert_eq!(send_and_wait(&server, b"").await, "");
     assert_eq!(send_and_wait(&server, b"PRI * HTTP").await, "");
     let half_a_head = send_and_wait(&server, b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n").await;
@@ -52,7 +52,7 @@ async fn those_who_send_too_little_are_cut_off() {
 
 #[tokio::test]
 async fn an_idle_http2_connection_is_closed() {
-    let server = impatient().await;
+    let server = impatient(Duration::ZERO).await;
     // The preface and an empty SETTINGS frame: a connection that asks for nothing.
     let opening = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
     send_and_wait(&server, &opening).await;
@@ -83,7 +83,8 @@ async fn large_heads_are_refused() {
 
 #[tokio::test]
 async fn a_client_that_reads_nothing_is_cut_off_and_its_sequences_freed() {
-    let server = impatient().await;
+    // Steps so slow that the buffers on the way are full long before the answer's end.
+    let server = impatient(Duration::from_millis(10)).await;
     let ask =
         long_chat(1900, json!({"n": 8, "logprobs": true, "top_logprobs": 20, "stream": true})).to_string();
     let socket = TcpSocket::new_v4().unwrap();
