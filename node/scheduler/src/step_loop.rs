@@ -72,6 +72,9 @@ impl StepLoop {
         while self.ingest() {
             let plan = self.plan();
             self.assemble(&plan);
+            // Starts gave their places in the queue back: without fresh numbers
+            // a node that drains would look idle during a first, long step.
+            self.publish_load();
             self.step();
             self.commit();
         }
@@ -249,7 +252,7 @@ impl StepLoop {
         }
     }
 
-    fn publish_load(&self) {
+    pub(crate) fn publish_load(&self) {
         let shared = &self.shared;
         shared.waiting.store(self.waiting.len(), Ordering::Relaxed);
         shared.running.store(self.running.len(), Ordering::Relaxed);

@@ -164,6 +164,9 @@ impl Bench {
             self.scheduler.plan()
         };
         self.scheduler.assemble(&plan);
+        self.scheduler.publish_load();
+        let held = self.scheduler.waiting.len() + self.scheduler.running.len();
+        assert_eq!(self.handle.is_idle(), held == 0, "what the handle says during a step");
         self.scheduler.step();
         self.scheduler.commit();
     }
