@@ -259,8 +259,8 @@ async fn read_stream<E: std::error::Error>(
         for event in events.drain(..) {
             if event == "[DONE]" {
                 reply.ended = now;
-                // Read on to the response's own end: a connection that is dropped before it cannot be used again,
-                // and looks like a hang-up to the server. Whatever comes is no part of the answer.
+                // Read on to the response's own end: a connection that is dropped before it looks like a hang-up
+                // to the server. Whatever comes is no part of the answer.
                 let rest = async { while let Some(Ok(_)) = stream.next().await {} };
                 let _ = timeout(stall_timeout.min(MAX_TIME_AFTER_DONE), rest).await;
                 return Ok(());

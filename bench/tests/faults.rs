@@ -5,9 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Barrier, LazyLock, Mutex};
 use std::time::Duration;
 
 use quern_bench::client::Server;
@@ -257,17 +258,25 @@ fn wrong_answers_fail_the_run() {
 }
 
 #[test]
-fn a_connection_is_used_again() {
-    static CONNECTIONS: std::sync::Mutex<Vec<SocketAddr>> = std::sync::Mutex::new(Vec::new());
-    fn note_connection(number: usize, body: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
-        CONNECTIONS.lock().unwrap().push(stream.peer_addr()?);
-        stream_well(number, body, stream)
+fn each_response_is_read_to_its_end() {
+    type Channel = (Sender<bool>, Mutex<Receiver<bool>>);
+    static CLEAN_ENDS: LazyLock<Channel> = LazyLock::new(|| {
+        let (sender, receiver) = channel();
+        (sender, Mutex::new(receiver))
+    });
+    fn note_end(number: usize, body: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+        stream_well(number, body, stream)?;
+        // A client that left bytes unread resets the connection; one that read them all ends it.
+        CLEAN_ENDS.0.send(matches!(stream.read(&mut [0]), Ok(0))).unwrap();
+        Ok(false)
     }
     let load = "mode = \"closed\"\nclients = [1]\nrequests = 20";
-    let (outcome, _) = outcome(load, "", &[serve(note_connection)]);
-    let connections = CONNECTIONS.lock().unwrap();
-    assert_eq!((outcome.phases[0].num_ok, connections.len()), (20, 20));
-    assert!(connections.iter().all(|address| *address == connections[0]), "{connections:?}");
+    let (outcome, _) = outcome(load, "", &[serve(note_end)]);
+    assert_eq!(outcome.phases[0].num_ok, 20);
+    let ends = CLEAN_ENDS.1.lock().unwrap();
+    for _ in 0..20 {
+        assert_eq!(ends.recv_timeout(Duration::from_secs(10)), Ok(true));
+    }
 }
 
 #[test]
@@ -290,7 +299,7 @@ fn open_loop_latency_counts_the_time_spent_waiting_here() {
 /// when both streams wait for it.
 #[test]
 fn a_long_prompt_shows_how_long_streams_stood_still() {
-    static STREAMS_STAND_STILL: std::sync::LazyLock<Barrier> = std::sync::LazyLock::new(|| Barrier::new(3));
+    static STREAMS_STAND_STILL: LazyLock<Barrier> = LazyLock::new(|| Barrier::new(3));
     fn behave(number: usize, body: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
         if body.contains("LONG") {
             STREAMS_STAND_STILL.wait();
