@@ -79,6 +79,7 @@ impl StepLoop {
         self.running.extract_if(.., |s| s.ended).for_each(|mut s| let_go(&mut s));
         self.waiting.extract_if(.., |s| s.ended).for_each(|mut s| let_go(&mut s));
         self.apply_ops();
+        self.publish_load();
     }
 
     fn note_costs(&mut self, took: Duration) {

@@ -84,7 +84,6 @@ impl StepLoop {
     /// Takes in commands and drops what nobody waits for. Blocks while there is
     /// nothing to do. False when the loop is to end.
     fn ingest(&mut self) -> bool {
-        self.publish_load();
         let idle = self.waiting.is_empty() && self.running.is_empty();
         self.shared.busy.store(!idle, Ordering::Release);
         if idle {
@@ -270,7 +269,6 @@ impl StepLoop {
             sequence.end(Event::Failed(failure.clone()));
         }
         self.drop_ended();
-        self.publish_load();
     }
 
     /// Checks what must hold between two steps; for tests and debug builds.
