@@ -14,6 +14,9 @@
 //! used leaf is SGLang's (Zheng et al., 2024, "SGLang: Efficient Execution of
 //! Structured Language Model Programs").
 
+mod check;
+mod evict;
+
 use std::collections::HashMap;
 
 use quern_engine::{AdapterId, SeqId, TokenId};
@@ -283,44 +286,6 @@ impl PrefixCache {
         }
     }
 
-    /// Checks that the books are consistent; for tests.
-    ///
-    /// # Panics
-    /// When they are not.
-    pub fn assert_consistent(&self) {
-        let (mut used, mut live) = (0, 0);
-        for (ix, node) in self.nodes.iter().enumerate().filter(|(ix, _)| !self.unused_nodes.contains(ix)) {
-            let is_root = node.parent == ix;
-            assert!(is_root || !node.tokens.is_empty(), "empty edge");
-            assert!(is_root || node.num_slots > 0, "edge without a slot");
-            used += node.tokens.len();
-            live += if node.num_live > 0 { node.tokens.len() } else { 0 };
-            let below = |count: fn(&Node) -> u32| -> u32 {
-                node.children.iter().map(|&child| count(&self.nodes[child])).sum()
-            };
-            let ends_live = node.ends.iter().filter(|&&s| self.slot(s).live).count() as u32;
-            assert_eq!(node.num_slots, below(|n| n.num_slots) + node.ends.len() as u32);
-            assert_eq!(node.num_live, below(|n| n.num_live) + ends_live);
-            for &child in &node.children {
-                assert_eq!(self.nodes[child].parent, ix);
-            }
-        }
-        assert_eq!((self.used, self.live), (used, live));
-        assert!(self.used <= self.capacity, "more tokens than room");
-        for (slot, state) in self.slots.iter().enumerate() {
-            let free = self.free_slots.contains(&(slot as SeqId));
-            assert_eq!(free, state.is_none());
-            let Some(state) = state else { continue };
-            assert!(self.nodes[state.node].ends.contains(&(slot as SeqId)));
-            let (mut len, mut at) = (0, state.node);
-            while self.nodes[at].parent != at {
-                len += self.nodes[at].tokens.len();
-                at = self.nodes[at].parent;
-            }
-            assert_eq!(len, state.len as usize);
-        }
-    }
-
     fn slot(&self, slot: SeqId) -> &Slot {
         self.slots[slot as usize].as_ref().expect("only open slots are named")
     }
@@ -488,55 +453,6 @@ impl PrefixCache {
             self.close(oldest, ops);
         }
         self.free_slots.pop()
-    }
-
-    fn oldest_cached_leaf(&self) -> Option<NodeIx> {
-        let leaves = self.slots.iter().flatten().filter(|slot| !slot.live).map(|slot| slot.node);
-        let evictable = leaves.filter(|&node| {
-            let at = &self.nodes[node];
-            at.num_live == 0 && at.children.is_empty() && at.parent != node
-        });
-        evictable.min_by_key(|&node| self.nodes[node].last_used)
-    }
-
-    /// Takes up to `wanted` tokens off the end of a leaf without live slots.
-    fn cut_leaf(&mut self, leaf: NodeIx, wanted: usize, ops: &mut Vec<KvOp>) {
-        let node = &mut self.nodes[leaf];
-        let parent = node.parent;
-        let cut = wanted.min(node.tokens.len());
-        let kept = node.tokens.len() - cut;
-        if kept > 0 {
-            node.tokens.truncate(kept);
-            self.used -= cut;
-            for slot in self.nodes[leaf].ends.clone() {
-                self.slot_mut(slot).len -= cut as u32;
-                ops.push(KvOp::Truncate { seq: slot, len: self.slot(slot).len });
-            }
-            return;
-        }
-        let parent_is_root = self.nodes[parent].parent == parent;
-        let slots = std::mem::take(&mut self.nodes[leaf].ends);
-        for slot in slots {
-            self.nodes[leaf].num_slots -= 1;
-            let len = {
-                let state = self.slot_mut(slot);
-                state.node = parent;
-                state.len -= cut as u32;
-                state.len
-            };
-            self.nodes[parent].ends.push(slot);
-            ops.push(KvOp::Truncate { seq: slot, len });
-        }
-        self.prune(leaf);
-        if parent_is_root {
-            for slot in self.nodes[parent].ends.clone() {
-                if !self.slot(slot).live {
-                    self.close(slot, ops);
-                }
-            }
-        } else {
-            self.drop_redundant(parent, ops);
-        }
     }
 }
 
