@@ -195,6 +195,9 @@ pub struct Scheduler {
     pub token_budget: usize,
     /// How long a step should take at most while sequences decode; `0ms` is no limit.
     pub target_step: Span,
+    /// How long a step may wait for the requests that follow on finished answers;
+    /// never more than a 32nd of a step. `0ms` never waits.
+    pub wait_window: Span,
     /// Keep finished sequences' state for prompts that begin alike.
     pub prefix_cache: bool,
     /// What becomes of the state of a paused sequence.

@@ -41,6 +41,7 @@ impl Default for FakeConfig {
                 max_outputs: 64,
                 mixes_adapters: false,
                 mixes_outputs: false,
+                row_tile: 1,
             },
             step_time: Duration::ZERO,
             gate: None,

@@ -79,6 +79,10 @@ pub struct Capabilities {
     pub mixes_adapters: bool,
     /// Whether one batch may hold both [`Output::Logits`] and [`Output::Hidden`].
     pub mixes_outputs: bool,
+    /// Rows that attention takes together. Where sequences are long, a row of a
+    /// step of so many rows, or a multiple, costs less than one of fewer; 1
+    /// where it makes no difference.
+    pub row_tile: usize,
 }
 
 /// What a step gave back, borrowed from the engine's own buffers.

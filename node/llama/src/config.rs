@@ -47,8 +47,10 @@ pub struct LlamaConfig {
     pub mmap: bool,
     /// Keep the model's pages in memory.
     pub mlock: bool,
-    /// Rearrange weights for the CPU's matrix kernels while loading. Rearranged
-    /// weights live in memory of their own instead of the mapped file.
+    /// Rearrange weights for the CPU's matrix kernels while loading: K formats
+    /// and Q4_0 are interleaved, and where no layer is on a GPU, Q5_0 is widened
+    /// to Q8_0. No value changes. Rearranged weights live in memory of their own
+    /// instead of the mapped file; widened ones take 1.5 times their room.
     pub repack: bool,
 }
 

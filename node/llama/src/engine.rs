@@ -16,7 +16,7 @@ use quern_engine::{
     AdapterId, Capabilities, Engine, EngineError, Output, Row, SeqId, StepOutput, check_batch,
 };
 
-use crate::config::LlamaConfig;
+use crate::config::{FlashAttention, KvType, LlamaConfig};
 use crate::ffi::{Decode, Session};
 use crate::info::ModelInfo;
 use crate::load::{self, LoadError};
@@ -66,6 +66,7 @@ impl LlamaEngine {
             max_outputs: config.max_outputs as usize,
             mixes_adapters: false,
             mixes_outputs: true,
+            row_tile: row_tile(config),
         };
         let shape = [info.num_params, info.size_bytes, u64::from(info.num_layers), info.vocab_size as u64];
         let shape = shape.map(u64::to_le_bytes).concat();
@@ -160,6 +161,15 @@ impl LlamaEngine {
         let (logits, hidden) = self.session.outputs(num_logits, num_hidden);
         Ok(StepOutput { logits, hidden })
     }
+}
+
+/// ggml's fused attention on the CPU reads keys and values once for each tile of
+/// rows, but only in steps that fill a tile, and only where they are 16-bit.
+fn row_tile(config: &LlamaConfig) -> usize {
+    const TILE: usize = 64;
+    let on_gpu = crate::load::uses_gpu(config);
+    let tiled = config.flash_attention != FlashAttention::Off && config.kv_type == KvType::F16;
+    if tiled && !on_gpu { TILE.min(config.max_rows as usize) } else { 1 }
 }
 
 /// Moves the rows of one kind to the front, keeping their order.

@@ -30,6 +30,9 @@ pub struct ModelInfo {
     pub llama_cpp_version: String,
     /// Instruction sets and options of the loaded backends.
     pub system_info: String,
+    /// Bytes by which the tensors in memory are larger than in the file, since
+    /// [`LlamaConfig::repack`](crate::LlamaConfig::repack) widened some.
+    pub widened_bytes: u64,
     /// Bytes of keys and values, as llama.cpp reported them.
     pub kv_bytes: Option<u64>,
     /// Bytes for intermediate results, as llama.cpp reported them.
@@ -60,7 +63,7 @@ pub struct Device {
 impl ModelInfo {
     /// Reads everything once, after the context of `session` has been created
     /// with `log` as the lines that llama.cpp wrote.
-    pub(crate) fn read(session: &Session, log: &Captured, threads: (u32, u32)) -> Self {
+    pub(crate) fn read(session: &Session, log: &Captured, threads: (u32, u32), widened_bytes: u64) -> Self {
         let model = session.model();
         let device = |(name, description, is_gpu, free_bytes, total_bytes)| Device {
             name,
@@ -82,6 +85,7 @@ impl ModelInfo {
             devices: ffi::devices().into_iter().map(device).collect(),
             llama_cpp_version: ffi::version(),
             system_info: ffi::system_info(),
+            widened_bytes,
             kv_bytes: log.sum_mib("KV buffer size"),
             compute_bytes: log.sum_mib("compute buffer size"),
             output_bytes: log.sum_mib("output buffer size"),

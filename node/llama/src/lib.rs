@@ -18,6 +18,7 @@ mod info;
 mod load;
 mod log;
 mod saved;
+mod widen;
 
 pub use backends::BACKENDS_DIR_VARIABLE;
 pub use config::{ConfigError, FlashAttention, KvType, LlamaConfig, MAX_SEQUENCES, Split, physical_cores};

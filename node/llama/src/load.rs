@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use crate::config::{ConfigError, LlamaConfig, physical_cores};
 use crate::ffi::{self, Model, Session};
 use crate::info::ModelInfo;
+use crate::widen::{self, Widened};
 use crate::{backends, log};
 
 /// Why a model could not be loaded.
@@ -107,12 +108,16 @@ pub(crate) fn load(
     backends::load_once().map_err(|searched| LoadError::NoCpuBackend { searched })?;
 
     let path_buf = path.to_path_buf();
+    let or_cores = |threads: u32| if threads == 0 { physical_cores() } else { threads };
+    let threads = (or_cores(config.threads), or_cores(config.threads_prefill));
+    let widened = widened_for_cpu(path, config, threads.1);
+    let readable = widened.as_ref().map_or_else(|| path_buf.clone(), Widened::path);
     let mut cancelled = false;
     let mut watched = |part: f32| {
         cancelled = !progress(part);
         !cancelled
     };
-    let (model, lines) = log::capture(|| Model::load(path, config, &mut watched));
+    let (model, lines) = log::capture(|| Model::load(&readable, config, &mut watched));
     let Some(model) = model else {
         return Err(if cancelled { LoadError::Cancelled } else { model_error(path_buf, lines.reason()) });
     };
@@ -121,8 +126,6 @@ pub(crate) fn load(
         return Err(LoadError::UnsupportedArchitecture { path: path_buf, architecture });
     }
 
-    let or_cores = |threads: u32| if threads == 0 { physical_cores() } else { threads };
-    let threads = (or_cores(config.threads), or_cores(config.threads_prefill));
     let (session, lines) = log::capture(|| Session::new(model, config, threads));
     let Some(session) = session else {
         let reason = lines.reason();
@@ -132,8 +135,25 @@ pub(crate) fn load(
             LoadError::Context { path: path_buf, reason }
         });
     };
-    let info = ModelInfo::read(&session, &lines, threads);
+    let info = ModelInfo::read(&session, &lines, threads, widened.map_or(0, |widened| widened.added_bytes));
     Ok((session, info))
+}
+
+/// The model as the CPU computes with it fastest, where that is not as it lies
+/// on the disk. Failing at it costs speed only.
+fn widened_for_cpu(path: &Path, config: &LlamaConfig, threads: u32) -> Option<Widened> {
+    if !config.repack || uses_gpu(config) {
+        return None;
+    }
+    widen::widen(path, threads).unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), error = %error, "Q5_0 weights stay as they are, which is slower");
+        None
+    })
+}
+
+/// Whether a GPU computes anything; plug-ins must have been loaded.
+pub(crate) fn uses_gpu(config: &LlamaConfig) -> bool {
+    config.gpu_layers != Some(0) && ffi::devices().iter().any(|device| device.2)
 }
 
 /// Tells apart what llama.cpp would only call a failure to load.

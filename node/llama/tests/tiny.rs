@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use quern_engine::{AdapterId, Engine as _, EngineError, Output, Row, suite};
+use quern_gguf::TensorType;
 use quern_gguf::tiny::{Arch, TinySpec, write};
 use quern_llama::{FlashAttention, KvType, LlamaConfig, LlamaEngine, LoadError};
 
@@ -75,6 +76,36 @@ fn passes_the_suite_with_quantised_state() {
 fn passes_the_suite_with_two_threads_and_small_pieces() {
     let config = LlamaConfig { threads: 2, threads_prefill: 2, micro_batch_rows: 5, ..small() };
     check_suite(Arch::Qwen2, &config, CLOSE);
+}
+
+/// The last logits of a prompt that is computed in two pieces and one step more.
+fn last_logits(path: &Path, config: &LlamaConfig) -> Vec<f32> {
+    let mut engine = load(path, config);
+    let row = |pos: u32| {
+        let output = if pos == 20 { Output::Logits } else { Output::None };
+        Row { seq: 0, pos, token: 3 + pos * 7, adapter: AdapterId::BASE, output }
+    };
+    for rows in [0..14, 14..20] {
+        engine.step(&rows.map(row).collect::<Vec<_>>()).unwrap();
+    }
+    engine.step(&[row(20)]).unwrap().logits.to_vec()
+}
+
+#[test]
+fn widened_weights_say_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    write(&path, &TinySpec { kind: TensorType::Q5_0, ..TinySpec::new(Arch::Qwen2, 7) }).unwrap();
+    let as_stored = LlamaConfig { repack: false, ..small() };
+    assert_eq!(load(&path, &as_stored).model_info().widened_bytes, 0);
+    let engine = load(&path, &small());
+    // The node computes on the CPU in this test unless a GPU plug-in is beside it.
+    let on_cpu = engine.model_info().devices.iter().all(|device| !device.is_gpu);
+    assert_eq!(engine.model_info().widened_bytes > 0, on_cpu);
+    let (stored, widened) = (last_logits(&path, &as_stored), last_logits(&path, &small()));
+    let largest = stored.iter().zip(&widened).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    // The same products; kernels may add them up in another order.
+    assert!(largest < 1e-3, "{largest}");
 }
 
 #[test]

@@ -2,9 +2,11 @@
 //!
 //! Decoding sequences go first, one token each. What is left of the step goes
 //! to prefill, first to those that run, then to those that wait, by priority and
-//! then by arrival; while anybody decodes, a step takes no more prefill than
-//! fits in the target time, so that a long prompt does not make others' streams
-//! stand still. When state runs short, the least urgent and youngest is paused.
+//! then by arrival; a step takes no more prefill than fits in the target time, so
+//! that a long prompt does not make others' streams stand still, nor those who
+//! come next wait. For a long prompt it may take up to twice that time where it
+//! fills the engine's tile of rows, and so reads the prompt's keys and values less
+//! often. When state runs short, the least urgent and youngest is paused.
 //! Nobody overtakes a more urgent or earlier one for lack of room, so nobody
 //! starves; adapters take turns of a bounded number of steps.
 
@@ -12,7 +14,7 @@ use std::collections::HashMap;
 
 use quern_engine::AdapterId;
 
-use crate::plan::{Plan, Planner, Snapshot};
+use crate::plan::{Plan, Planner, Snapshot, StepInfo};
 
 /// Steps that one adapter is served in a row while others have work.
 const ADAPTER_QUANTUM: u32 = 16;
@@ -20,6 +22,9 @@ const ADAPTER_QUANTUM: u32 = 16;
 /// Prefill rows that a step takes at least, however slow they are: fewer would
 /// waste the engine on reading its weights.
 const MIN_PREFILL: u32 = 16;
+
+/// From this length on, a prompt's attention costs enough to plan for it.
+const LONG_PROMPT: u32 = 512;
 
 /// Waiting this long gives a claim to room, whoever's turn it is.
 const LONG_WAIT_US: u32 = 1_000_000;
@@ -53,12 +58,12 @@ impl Planner for BuiltinPlanner {
     }
 
     fn plan(&mut self, snapshot: &Snapshot) -> Option<Plan> {
-        if snapshot.step.mixes_adapters {
-            return Some(plan_for(snapshot, None));
-        }
-        let order = self.adapters(snapshot);
+        let order = match snapshot.step.mixes_adapters {
+            true => vec![None],
+            false => self.adapters(snapshot).into_iter().map(Some).collect(),
+        };
         // An adapter whose rows all lack room must not cost the others a step.
-        let plans = order.into_iter().map(|adapter| plan_for(snapshot, Some(adapter)));
+        let plans = order.into_iter().map(|adapter| plan_for(snapshot, adapter));
         let plan = plans.into_iter().find(|plan| !is_idle(plan)).unwrap_or_default();
         self.note_turn(snapshot, plan.adapter);
         Some(plan)
@@ -107,17 +112,43 @@ fn serves(adapter: Option<AdapterId>, row: AdapterId) -> bool {
 fn budget(snapshot: &Snapshot, adapter: Option<AdapterId>) -> Left {
     let step = &snapshot.step;
     let running = &snapshot.running;
-    let decodes = |row: usize| running.prompt_left[row] == 1 && serves(adapter, running.adapter[row]);
-    let decoding = (0..running.id.len()).any(decodes);
-    let in_time = match (step.target_step_us, step.prefill_row_us) {
+    let decodes = |row: &usize| running.prompt_left[*row] == 1 && serves(adapter, running.adapter[*row]);
+    let decoding = (0..running.id.len()).filter(decodes).count() as u32;
+    let streams = decoding.saturating_mul(step.row_us.saturating_add(step.output_us));
+    let apart = step.fixed_us.saturating_add(streams);
+    let prefill = match (step.target_step_us, step.row_us) {
         (0, _) => step.token_budget,
         // Nothing is known yet: a small first step tells.
         (_, 0) => MIN_PREFILL * 4,
-        (target, row) => (target / row).max(MIN_PREFILL),
+        (target, row) => {
+            let in_time = (target.saturating_sub(apart) / row).max(MIN_PREFILL);
+            let at_most = target.saturating_mul(2).saturating_sub(apart) / row;
+            if has_long_prompt(snapshot, adapter) {
+                fill_tile(step, decoding, in_time, at_most)
+            } else {
+                in_time
+            }
+        }
     };
-    // Without streams to disturb, larger steps cost only the arrivals to come.
-    let prefill = if decoding { in_time } else { in_time.saturating_mul(4) };
     Left { tokens: step.token_budget, prefill: prefill.min(step.token_budget), kv: step.kv_free }
+}
+
+/// Whether there is prefill whose attention counts.
+fn has_long_prompt(snapshot: &Snapshot, adapter: Option<AdapterId>) -> bool {
+    let (running, waiting) = (&snapshot.running, &snapshot.waiting);
+    let runs = |row: usize| {
+        let left = running.prompt_left[row];
+        left > 1 && running.kv[row] + left >= LONG_PROMPT && serves(adapter, running.adapter[row])
+    };
+    let waits = |row: usize| waiting.prompt_left[row] >= LONG_PROMPT && serves(adapter, waiting.adapter[row]);
+    (0..running.id.len()).any(runs) || (0..waiting.id.len()).any(waits)
+}
+
+/// Brings a step up to a multiple of the engine's tile, where that stays within
+/// `at_most` rows of prefill.
+fn fill_tile(step: &StepInfo, decoding: u32, in_time: u32, at_most: u32) -> u32 {
+    let filled = (decoding + in_time).next_multiple_of(step.row_tile.max(1)) - decoding;
+    if filled <= at_most { filled } else { in_time }
 }
 
 /// Most urgent first, then first come first served.
@@ -217,5 +248,49 @@ fn preempt_for(snapshot: &Snapshot, waiting_row: usize, plan: &mut Plan) {
     if running.priority[victim] < snapshot.waiting.priority[waiting_row] {
         plan.running_chunk[victim] = 0;
         plan.preempt.push(victim as u32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Prefill rows of a step in which four decode beside a long prompt, when a
+    /// row takes `row_us`.
+    fn long_prompts_rows(row_us: u32, row_tile: u32) -> u32 {
+        let mut snapshot = Snapshot::default();
+        snapshot.step = StepInfo {
+            token_budget: 512,
+            max_running: 8,
+            kv_free: 4096,
+            fixed_us: 16_000,
+            row_us,
+            output_us: 5_000,
+            target_step_us: 400_000,
+            row_tile,
+            ..StepInfo::default()
+        };
+        let running = &mut snapshot.running;
+        running.id = (1..=5).collect();
+        running.prompt_left = vec![1, 1, 1, 1, 1500];
+        (running.kv, running.max_new) = (vec![100; 5], vec![64; 5]);
+        (running.generated, running.slack_us) = (vec![1; 5], vec![i32::MAX; 5]);
+        (running.priority, running.tenant) = (vec![0; 5], vec![0; 5]);
+        running.adapter = vec![AdapterId::BASE; 5];
+        let plan = BuiltinPlanner::default().plan(&snapshot).expect("always an opinion");
+        assert_eq!(plan.running_chunk[..4], [1; 4]);
+        plan.running_chunk[4]
+    }
+
+    #[test]
+    fn a_long_prompt_fills_a_tile_where_that_takes_less_than_twice_the_target() {
+        // Without tiles, what fits in the time that four streams leave.
+        assert_eq!(long_prompts_rows(8_000, 1), (400 - 16 - 4 * 13) / 8);
+        // Up to one tile, with the streams in it.
+        assert_eq!(long_prompts_rows(8_000, 64), 60);
+        // 161 would fit; three tiles take less than twice the time.
+        assert_eq!(long_prompts_rows(2_200, 64), 3 * 64 - 4);
+        // A tile would take three times the target: what fits.
+        assert_eq!(long_prompts_rows(20_000, 64), 16);
     }
 }

@@ -12,9 +12,6 @@ use crate::request::{Event, Failure, Pooling};
 use crate::sequence::{Embedding, Sequence, Task};
 use crate::step_loop::StepLoop;
 
-/// Weight of the newest step in the smoothed cost of a prefill row.
-const COST_SMOOTHING: f32 = 0.3;
-
 impl StepLoop {
     /// Computes the batch and draws from its output.
     pub(crate) fn step(&mut self) {
@@ -51,7 +48,9 @@ impl StepLoop {
                 self.metrics.accepted_tokens.increment((part.kept - part.len) as u64);
             }
         }
+        let num_running = self.running.len();
         self.drop_ended();
+        (self.expected, self.committed) = (num_running - self.running.len(), Instant::now());
         if cfg!(debug_assertions) || self.config.check_invariants {
             self.assert_consistent();
         }
@@ -89,12 +88,9 @@ impl StepLoop {
         self.last_adapter = self.batch.adapter.unwrap_or(self.last_adapter);
         self.metrics.step_duration.record(took.as_secs_f64());
         self.metrics.step_rows.record(self.batch.num_rows as f64);
-        let prefill: usize = self.batch.parts.iter().map(|part| part.len).filter(|&len| len > 1).sum();
-        if prefill >= 16 && prefill * 2 > self.batch.num_rows {
-            let row_us = took.as_micros() as f32 / self.batch.num_rows as f32;
-            let old = if costs.prefill_row_us == 0.0 { row_us } else { costs.prefill_row_us };
-            costs.prefill_row_us = (old + COST_SMOOTHING * (row_us - old)).max(1.0);
-        }
+        let Batch { num_rows, num_outputs, .. } = self.batch;
+        costs.model.note(num_rows, num_outputs, took.as_secs_f64() * 1e6);
+        tracing::trace!(rows = num_rows, outputs = num_outputs, ?took, cost = ?costs.model.now(), "step");
     }
 
     /// Answers an engine's refusal so that the loop can go on.

@@ -13,6 +13,7 @@ mod batch;
 pub mod builtin;
 mod commit;
 pub mod constraint;
+mod cost;
 pub mod draft;
 mod handle;
 mod metrics;
@@ -65,6 +66,10 @@ pub struct SchedulerConfig {
     pub token_budget: usize,
     /// How long a step should take at most while sequences decode; zero is no limit.
     pub target_step: Duration,
+    /// How long a step may wait, after others finished, for the requests that
+    /// follow on their answers; at most a part of the last step, see
+    /// `step_loop.rs`. Zero never waits.
+    pub wait_window: Duration,
     /// Keep finished sequences' state for prompts that begin alike.
     pub prefix_cache: bool,
     /// What becomes of the state of a paused sequence.
@@ -83,7 +88,8 @@ impl Default for SchedulerConfig {
             max_queued: 256,
             max_running: 64,
             token_budget: 512,
-            target_step: Duration::from_millis(250),
+            target_step: Duration::from_millis(400),
+            wait_window: Duration::from_millis(10),
             prefix_cache: true,
             preemption: Preemption::Recompute,
             host_state_bytes: 256 << 20,
@@ -144,6 +150,8 @@ fn build(
         saved_bytes: 0,
         last_start: Instant::now(),
         stalled: false,
+        expected: 0,
+        committed: Instant::now(),
         planning_started: Instant::now(),
         caps,
         config,

@@ -29,10 +29,18 @@ pub struct StepInfo {
     pub kv_page: u32,
     /// How long the last step took.
     pub last_step_us: u32,
-    /// Smoothed cost of one prefill row in a large step.
-    pub prefill_row_us: u32,
+    /// Learned: what a step takes however small; 0 before the first step.
+    pub fixed_us: u32,
+    /// Learned: what each row takes on top; at least 1 after the first step.
+    pub row_us: u32,
+    /// Learned: what each output takes beyond its row. A decoding sequence has
+    /// one, a chunk of prefill only where it ends a prompt.
+    pub output_us: u32,
     /// How long a step should take at most while sequences decode; 0 is no limit.
     pub target_step_us: u32,
+    /// Rows that attention over long sequences takes together: steps of a
+    /// multiple cost less a row; 1 where it makes no difference.
+    pub row_tile: u32,
     /// Whether one batch may mix adapters; if not, each step serves one.
     pub mixes_adapters: bool,
     /// The adapter of the step before.

@@ -13,6 +13,7 @@ use quern_engine::{AdapterId, Capabilities, Engine};
 
 use crate::batch::Batch;
 use crate::builtin::BuiltinPlanner;
+use crate::cost::CostModel;
 use crate::draft::{DraftLength, Drafter};
 use crate::handle::{Command, Permit, Shared};
 use crate::metrics::SchedulerMetrics;
@@ -25,6 +26,10 @@ use crate::{SchedulerConfig, snapshot};
 
 /// How long the loop rests when it has work but nothing can be done for it.
 const REST: Duration = Duration::from_millis(1);
+
+/// The part of a step that may be spent on waiting for requests that follow on
+/// answers. Whoever comes a moment after a step began waits for all of it.
+const WAIT_PART: u32 = 32;
 
 /// See the module's text.
 pub(crate) struct StepLoop {
@@ -53,6 +58,10 @@ pub(crate) struct StepLoop {
     pub(crate) last_start: Instant,
     /// Whether the last turn could do nothing although there was work.
     pub(crate) stalled: bool,
+    /// Requests that may follow on the answers which the last step finished.
+    pub(crate) expected: usize,
+    /// When the last step was done.
+    pub(crate) committed: Instant,
     /// When the present turn of the loop began to plan.
     pub(crate) planning_started: Instant,
 }
@@ -62,8 +71,7 @@ pub(crate) struct StepLoop {
 pub(crate) struct StepCosts {
     pub(crate) num_steps: u64,
     pub(crate) last_step: Duration,
-    /// Smoothed cost of one row in steps that are mostly prefill.
-    pub(crate) prefill_row_us: f32,
+    pub(crate) model: CostModel,
 }
 
 impl StepLoop {
@@ -104,7 +112,25 @@ impl StepLoop {
                 return false;
             }
         }
-        self.ingest_now()
+        self.await_followers() && self.ingest_now()
+    }
+
+    /// Gives clients whose answers just ended a moment to ask again.
+    fn await_followers(&mut self) -> bool {
+        let window = self.config.wait_window.min(self.costs.last_step / WAIT_PART);
+        while self.expected > 0 {
+            let left = window.saturating_sub(self.committed.elapsed());
+            let go_on = match self.commands.recv_timeout(left) {
+                Ok(command) => self.apply(command),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => false,
+            };
+            if !go_on {
+                return false;
+            }
+        }
+        self.expected = 0;
+        true
     }
 
     /// Takes in what is there, without blocking.
@@ -126,7 +152,10 @@ impl StepLoop {
 
     fn apply(&mut self, command: Command) -> bool {
         match command {
-            Command::Submit(request, permit) => self.enqueue(*request, Arc::new(permit)),
+            Command::Submit(request, permit) => {
+                self.expected = self.expected.saturating_sub(1);
+                self.enqueue(*request, Arc::new(permit));
+            }
             Command::SetPlanner(planner) => self.planner = planner,
             Command::Stop => return false,
         }
@@ -208,6 +237,7 @@ impl StepLoop {
         let now = Instant::now();
         self.planning_started = now;
         snapshot::fill(&mut self.snapshot, &self.waiting, &self.running, &self.cache, now);
+        let cost = self.costs.model.now();
         self.snapshot.step = StepInfo {
             seq: self.costs.num_steps,
             now_us: self.shared.started.elapsed().as_micros() as u64,
@@ -216,8 +246,11 @@ impl StepLoop {
             kv_free: self.cache.available() as u32,
             kv_page: 1,
             last_step_us: self.costs.last_step.as_micros() as u32,
-            prefill_row_us: self.costs.prefill_row_us as u32,
+            fixed_us: cost.fixed_us,
+            row_us: cost.row_us,
+            output_us: cost.output_us,
             target_step_us: self.config.target_step.as_micros() as u32,
+            row_tile: self.caps.row_tile as u32,
             mixes_adapters: self.caps.mixes_adapters,
             last_adapter: self.last_adapter,
         };

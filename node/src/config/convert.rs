@@ -107,6 +107,7 @@ impl Default for Scheduler {
             max_running: c.max_running,
             token_budget: c.token_budget,
             target_step: Span(c.target_step),
+            wait_window: Span(c.wait_window),
             prefix_cache: c.prefix_cache,
             preemption: match c.preemption {
                 quern_scheduler::Preemption::Recompute => Preemption::Recompute,
@@ -130,6 +131,7 @@ impl Scheduler {
             max_running: self.max_running,
             token_budget: self.token_budget,
             target_step: self.target_step.0,
+            wait_window: self.wait_window.0,
             prefix_cache: self.prefix_cache,
             preemption: match self.preemption {
                 Preemption::Recompute => quern_scheduler::Preemption::Recompute,

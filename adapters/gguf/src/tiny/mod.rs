@@ -63,7 +63,7 @@ pub struct TinySpec {
     pub context: u32,
     /// Whether the output matrix is the embedding matrix.
     pub tied: bool,
-    /// How matrices are stored: F32, F16, BF16 or Q8_0.
+    /// How matrices are stored: F32, F16, BF16, Q8_0 or Q5_0.
     pub kind: TensorType,
 }
 
@@ -93,7 +93,7 @@ impl TinySpec {
         } else if !self.heads.is_multiple_of(self.kv_heads) {
             "the heads must be a multiple of the key and value heads"
         } else if !weights::can_encode(self.kind) {
-            "matrices are stored as F32, F16, BF16 or Q8_0"
+            "matrices are stored as F32, F16, BF16, Q8_0 or Q5_0"
         } else {
             return Ok(());
         };
@@ -104,6 +104,7 @@ impl TinySpec {
         match self.kind {
             TensorType::F16 => 1,
             TensorType::Q8_0 => 7,
+            TensorType::Q5_0 => 8,
             TensorType::BF16 => 32,
             _ => 0,
         }

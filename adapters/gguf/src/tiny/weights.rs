@@ -35,7 +35,8 @@ impl Gaussian {
 }
 
 pub(super) fn can_encode(kind: TensorType) -> bool {
-    matches!(kind, TensorType::F32 | TensorType::F16 | TensorType::BF16 | TensorType::Q8_0)
+    use TensorType::{BF16, F16, F32, Q5_0, Q8_0};
+    matches!(kind, F32 | F16 | BF16 | Q8_0 | Q5_0)
 }
 
 /// Appends a row in the encoding, which must be one of [`can_encode`].
@@ -45,6 +46,7 @@ pub(super) fn encode(kind: TensorType, row: &[f32], out: &mut Vec<u8>) {
         TensorType::F16 => out.extend(row.iter().flat_map(|weight| f16::from_f32(*weight).to_le_bytes())),
         TensorType::BF16 => out.extend(row.iter().flat_map(|weight| bf16::from_f32(*weight).to_le_bytes())),
         TensorType::Q8_0 => row.chunks(32).for_each(|block| encode_q8_0(block, out)),
+        TensorType::Q5_0 => row.chunks(32).for_each(|block| encode_q5_0(block, out)),
         other => unreachable!("the wish for {other} was refused before"),
     }
 }
@@ -56,6 +58,24 @@ fn encode_q8_0(block: &[f32], out: &mut Vec<u8>) {
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
     out.extend_from_slice(&f16::from_f32(scale).to_le_bytes());
     out.extend(block.iter().map(|weight| (weight * inverse).round() as i8 as u8));
+}
+
+/// A scale as f16, the fifth bits of 32 numbers, then their low four bits, the first sixteen numbers in the
+/// low halves: the largest magnitude becomes 0, which stands for -16 scales.
+fn encode_q5_0(block: &[f32], out: &mut Vec<u8>) {
+    let largest = block
+        .iter()
+        .fold(0f32, |largest, &weight| if weight.abs() > largest.abs() { weight } else { largest });
+    let scale = largest / -16.0;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let numbers: Vec<u8> =
+        block.iter().map(|weight| (weight * inverse + 16.5).clamp(0.0, 31.0) as u8).collect();
+    let fifth =
+        numbers.iter().enumerate().fold(0u32, |bits, (idx, &number)| bits | u32::from(number >> 4) << idx);
+    out.extend_from_slice(&f16::from_f32(scale).to_le_bytes());
+    out.extend_from_slice(&fifth.to_le_bytes());
+    let (low, high) = numbers.split_at(16);
+    out.extend(low.iter().zip(high).map(|(low, high)| low & 15 | high << 4));
 }
 
 /// Fills `bytes`, whole blocks, with random weights of about the standard deviation that is asked for.

@@ -1,0 +1,227 @@
+//! Widening Q5_0 weights to Q8_0 before a CPU computes with them.
+//!
+//! A Q5_0 block holds 32 numbers of 5 bits and a scale, a Q8_0 block 32 of 8
+//! bits and the same kind of scale: every Q5_0 number fits, so that nothing is
+//! rounded and the model says what it said before. ggml has no rearranged
+//! layout for Q5_0 on any CPU, and takes its blocks apart again for each pair of
+//! rows in a step; Q8_0 it uses as it lies. It costs 12 bytes for each 32
+//! weights of such tensors. Small models have many: a width that is no multiple
+//! of 256, the block of the K formats, is what makes Q4_K_M fall back to Q5_0.
+//!
+//! The widened file lies in memory and is gone with its last user; the disk is
+//! left alone.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use quern_gguf::{Gguf, GgufWriter, Header, TensorInfo, TensorType};
+
+/// Bytes of one block of 32 weights.
+const Q5_0_BYTES: usize = 22;
+const Q8_0_BYTES: usize = 34;
+
+/// Blocks that are read, widened and written at once: some hundreds of KiB.
+const BLOCKS_AT_ONCE: usize = 1 << 14;
+
+/// Why a file is served as it lies.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WidenError {
+    /// The file is damaged; llama.cpp will say how it sees that.
+    #[error(transparent)]
+    Gguf(#[from] quern_gguf::GgufError),
+    /// The header could not be written again.
+    #[error(transparent)]
+    Header(#[from] quern_gguf::Problem),
+    /// No memory for the file, or no such files on this system.
+    #[error(transparent)]
+    Memory(#[from] io::Error),
+}
+
+/// A model's file in memory, in which no tensor is Q5_0.
+pub(crate) struct Widened {
+    file: File,
+    /// Bytes by which its tensors are larger than those of the file it came from.
+    pub(crate) added_bytes: u64,
+}
+
+impl Widened {
+    /// A path by which this process can open it while `self` lives.
+    pub(crate) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+}
+
+/// Widens the model at `path` with so many threads; `None` when it has nothing to widen.
+pub(crate) fn widen(path: &Path, threads: u32) -> Result<Option<Widened>, WidenError> {
+    let from = Gguf::open(path)?;
+    if !from.tensors().iter().any(|tensor| tensor.kind == TensorType::Q5_0) {
+        return Ok(None);
+    }
+    let (header, to) = layout(&from)?;
+    let sizes = |tensors: &[TensorInfo]| tensors.iter().map(|tensor| tensor.size_bytes).sum::<u64>();
+    let added_bytes = sizes(&to.tensors) - sizes(from.tensors());
+    let file = memory_file()?;
+    file.set_len(end(&to))?;
+    file.write_all_at(&header, 0)?;
+
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<(), WidenError> {
+        let mut buffers = Buffers::default();
+        while let Some(tensor) = from.tensors().get(next.fetch_add(1, Ordering::Relaxed)) {
+            let place = to.tensors.iter().find(|to| to.name == tensor.name).expect("the same tensors");
+            copy_tensor(&from, tensor, &file, to.data_start + place.offset, &mut buffers)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("copying does not panic"))
+    })?;
+    Ok(Some(Widened { file, added_bytes }))
+}
+
+#[cfg(target_os = "linux")]
+fn memory_file() -> io::Result<File> {
+    Ok(rustix::fs::memfd_create("quern-widened", rustix::fs::MemfdFlags::CLOEXEC)?.into())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn memory_file() -> io::Result<File> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "files in memory are made on Linux only"))
+}
+
+/// The header of the widened file, as bytes and as read back.
+fn layout(from: &Gguf) -> Result<(Vec<u8>, Header), WidenError> {
+    let mut writer = GgufWriter::new();
+    for (key, value) in from.metadata().iter() {
+        writer.set(key, value.clone())?;
+    }
+    for tensor in from.tensors() {
+        let kind = if tensor.kind == TensorType::Q5_0 { TensorType::Q8_0 } else { tensor.kind };
+        writer.tensor(&tensor.name, &tensor.shape, kind)?;
+    }
+    let bytes = writer.header_bytes()?;
+    // The reader holds ranges against a file's size, which follows from them here.
+    let to = Header::parse(&bytes[..], u64::MAX >> 1)?;
+    Ok((bytes, to))
+}
+
+/// Where the last tensor ends, with its padding.
+fn end(header: &Header) -> u64 {
+    let ends = header.tensors.iter().map(|tensor| tensor.offset + tensor.size_bytes);
+    header.data_start + ends.max().unwrap_or(0).next_multiple_of(header.alignment)
+}
+
+#[derive(Default)]
+struct Buffers {
+    read: Vec<u8>,
+    widened: Vec<u8>,
+}
+
+fn copy_tensor(
+    from: &Gguf,
+    tensor: &TensorInfo,
+    to: &File,
+    to_offset: u64,
+    buffers: &mut Buffers,
+) -> Result<(), WidenError> {
+    let widens = tensor.kind == TensorType::Q5_0;
+    let step = (BLOCKS_AT_ONCE * Q5_0_BYTES) as u64;
+    let (mut read_at, mut write_at) = (0, to_offset);
+    while read_at < tensor.size_bytes {
+        let read_bytes = step.min(tensor.size_bytes - read_at);
+        buffers.read.resize(read_bytes as usize, 0);
+        from.read_tensor_part(tensor, read_at, &mut buffers.read)?;
+        let bytes = if widens { buffers.widened() } else { &buffers.read };
+        to.write_all_at(bytes, write_at)?;
+        read_at += read_bytes;
+        write_at += bytes.len() as u64;
+    }
+    Ok(())
+}
+
+impl Buffers {
+    fn widened(&mut self) -> &[u8] {
+        self.widened.resize(self.read.len() / Q5_0_BYTES * Q8_0_BYTES, 0);
+        let (from, _) = self.read.as_chunks::<Q5_0_BYTES>();
+        let (to, _) = self.widened.as_chunks_mut::<Q8_0_BYTES>();
+        from.iter().zip(to).for_each(|(from, to)| widen_block(from, to));
+        &self.widened
+    }
+}
+
+/// A scale as f16, the fifth bits of 32 numbers, their low four bits with the
+/// first sixteen numbers in the low halves; a number stands for itself less 16.
+fn widen_block(from: &[u8; Q5_0_BYTES], to: &mut [u8; Q8_0_BYTES]) {
+    let fifth = u32::from_le_bytes([from[2], from[3], from[4], from[5]]);
+    to[..2].copy_from_slice(&from[..2]);
+    for idx in 0..16 {
+        let low = (from[6 + idx] & 15) | ((fifth >> idx & 1) << 4) as u8;
+        let high = (from[6 + idx] >> 4) | ((fifth >> (idx + 16) & 1) << 4) as u8;
+        to[2 + idx] = low.wrapping_sub(16);
+        to[18 + idx] = high.wrapping_sub(16);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quern_gguf::tiny::{self, Arch, TinySpec};
+
+    #[test]
+    fn keeps_every_number_of_a_block() {
+        // Number j is j: its low bits in halves of bytes, its fifth bit set from 16 on.
+        let mut from = [0; Q5_0_BYTES];
+        from[..2].copy_from_slice(&[0xcd, 0xab]);
+        from[2..6].copy_from_slice(&0xffff_0000u32.to_le_bytes());
+        (0..16).for_each(|idx| from[6 + idx] = (idx | idx << 4) as u8);
+        let mut to = [0; Q8_0_BYTES];
+        widen_block(&from, &mut to);
+        assert_eq!(to[..2], [0xcd, 0xab]);
+        let numbers: Vec<i8> = to[2..].iter().map(|&byte| byte as i8).collect();
+        assert_eq!(numbers, (-16..16).collect::<Vec<i8>>());
+    }
+
+    #[test]
+    fn a_widened_file_is_the_same_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        tiny::write(&path, &TinySpec { kind: TensorType::Q5_0, ..TinySpec::new(Arch::Qwen2, 3) }).unwrap();
+        let before = Gguf::open(&path).unwrap();
+        let widened = widen(&path, 2).unwrap().expect("it has Q5_0 tensors");
+
+        // `Gguf` opens files by name only.
+        let copy = folder.path().join("widened.gguf");
+        std::fs::copy(widened.path(), &copy).unwrap();
+        let after = Gguf::open(&copy).unwrap();
+        assert_eq!(before.metadata(), after.metadata());
+        let mut num_widened = 0;
+        for (old, new) in before.tensors().iter().zip(after.tensors()) {
+            assert_eq!((&old.name, &old.shape), (&new.name, &new.shape));
+            let mut expected = before.read_tensor(old).unwrap();
+            if old.kind == TensorType::Q5_0 {
+                num_widened += 1;
+                assert_eq!(new.kind, TensorType::Q8_0);
+                expected = Buffers { read: expected, ..Buffers::default() }.widened().to_vec();
+            }
+            assert_eq!(after.read_tensor(new).unwrap(), expected, "{}", old.name);
+        }
+        assert!(num_widened > 0);
+        let grown = std::fs::metadata(&copy).unwrap().len() - std::fs::metadata(&path).unwrap().len();
+        assert!(grown.abs_diff(widened.added_bytes) < 4096, "{grown} {}", widened.added_bytes);
+    }
+
+    #[test]
+    fn a_file_without_such_tensors_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        tiny::write(&path, &TinySpec::new(Arch::Qwen3, 3)).unwrap();
+        assert!(widen(&path, 1).unwrap().is_none());
+        std::fs::write(&path, b"GGUF").unwrap();
+        assert!(matches!(widen(&path, 1), Err(WidenError::Gguf(_))));
+    }
+}
