@@ -140,6 +140,13 @@ pub trait Planner: Send {
 
     /// Plans one step, or has no opinion.
     fn plan(&mut self, snapshot: &Snapshot) -> Option<Plan>;
+
+    /// Learns what became of the plan that it just gave: in force, or refused as
+    /// a whole. Called once after each plan, before the next.
+    fn judged(&mut self, judgement: Result<(), PlanError>) {
+        // Most planners know what they do.
+        let _ = judgement;
+    }
 }
 
 /// What is wrong with a plan.

@@ -271,7 +271,9 @@ impl StepLoop {
             self.metrics.plans_none.increment(1);
             return None;
         };
-        match plan::check(&self.snapshot, &plan) {
+        let judgement = plan::check(&self.snapshot, &plan);
+        self.planner.judged(judgement);
+        match judgement {
             Ok(()) => {
                 self.metrics.plans_used.increment(1);
                 Some(plan)
