@@ -119,7 +119,8 @@ fn take(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
     let found = fs::symlink_metadata(path)?;
     wasmtime::ensure!(found.is_file() && is_private(&found), "the file is not this user's alone");
     let content = Digest::of(&fs::read(path)?).to_string();
-    let named = name_of(path).is_some_and(|name| name.strip_suffix(SUFFIX).unwrap_or(name).ends_with(&content));
+    let named =
+        name_of(path).is_some_and(|name| name.strip_suffix(SUFFIX).unwrap_or(name).ends_with(&content));
     wasmtime::ensure!(named, "the file is not what its name says");
     // SAFETY: the file is output of `precompile_component` of an engine with the
     // same settings and version: its name holds the digest of its content, which

@@ -242,7 +242,9 @@ mod tests {
     #[test]
     fn it_comes_back_through_rehearsals_and_the_back_off_doubles() {
         let health = untried();
-        (0..3).for_each(|_| drop(health.fault(0)));
+        for _ in 0..3 {
+            health.fault(0);
+        }
         let mut now = 10_000_000;
         assert_eq!(health.permit(|| now - 1), Permit::Refused);
         for back_off in [20, 25, 25] {
@@ -256,7 +258,9 @@ mod tests {
         assert_eq!(health.well(), Consequence::Readmitted);
         assert_eq!(health.permit(|| now), Permit::Decide);
         // After a long time without faults the back-off begins anew.
-        (0..10).for_each(|_| drop(health.well()));
+        for _ in 0..10 {
+            health.well();
+        }
         assert_eq!((0..3).map(|_| health.fault(now)).last(), Some(Consequence::Quarantined(RULES.back_off)));
     }
 

@@ -10,7 +10,9 @@ use std::time::Duration;
 use wasmtime::component::InstancePre;
 use wasmtime::{Store, Trap};
 
-use crate::bindings::exports::quern::policy::{admission, autoscaler, batcher, feedback, lifecycle, scheduler};
+use crate::bindings::exports::quern::policy::{
+    admission, autoscaler, batcher, feedback, lifecycle, scheduler,
+};
 use crate::engine::PolicyEngine;
 use crate::host::Host;
 use crate::load::Code;

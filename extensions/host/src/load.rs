@@ -118,7 +118,15 @@ pub(crate) fn load(engine: &PolicyEngine, source: &Source, settings: &Settings) 
     let compiled = engine.compile(&component).map_err(refused)?;
     let pre = engine.linker().instantiate_pre(&compiled).map_err(refused)?;
     let indices = Indices::new(&pre, hooks).map_err(refused)?;
-    Ok(Code { pre, indices, digest, hooks, imports: outline.imports, source: path, memory_peak: Arc::default() })
+    Ok(Code {
+        pre,
+        indices,
+        digest,
+        hooks,
+        imports: outline.imports,
+        source: path,
+        memory_peak: Arc::default(),
+    })
 }
 
 /// Reads a file that nobody writes to meanwhile.

@@ -195,9 +195,7 @@ pub(crate) struct HookStats {
 
 impl HookStats {
     pub(crate) fn new(policy: &str, hook: Hook) -> HookStats {
-        let counter = |verdict: Verdict| {
-            counter!("quern_policy_calls_total", "policy" => policy.to_owned(), "hook" => hook.name(), "verdict" => verdict.name())
-        };
+        let counter = |verdict: Verdict| counter!("quern_policy_calls_total", "policy" => policy.to_owned(), "hook" => hook.name(), "verdict" => verdict.name());
         HookStats {
             verdicts: Default::default(),
             counters: Verdict::ALL.map(counter),

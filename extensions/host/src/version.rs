@@ -80,7 +80,8 @@ impl Version {
             Consequence::Quarantined(back_off) => {
                 let back_off_s = back_off.as_secs_f64();
                 tracing::warn!(policy, name, version, back_off_s, "policy quarantined after repeated faults");
-                metrics::counter!("quern_policy_quarantines_total", "policy" => policy.to_owned()).increment(1);
+                metrics::counter!("quern_policy_quarantines_total", "policy" => policy.to_owned())
+                    .increment(1);
             }
             Consequence::Readmitted => tracing::info!(policy, name, version, "policy decides again"),
             Consequence::Condemned => tracing::warn!(policy, name, version, "policy failed its trial"),

@@ -178,6 +178,20 @@ pub enum PlanError {
         /// The rows it belongs to.
         rows: usize,
     },
+    /// A row that is to run and to pause at once.
+    #[error("row {row} of running is both run and paused")]
+    RunAndPaused {
+        /// The row.
+        row: u32,
+    },
+    /// Rows of two adapters in a step that cannot mix them.
+    #[error("adapters {} and {} in a step that cannot mix them", one.0, other.0)]
+    MixedAdapters {
+        /// One of them.
+        one: AdapterId,
+        /// Another.
+        other: AdapterId,
+    },
     /// More tokens than fit in the step.
     #[error("{tokens} tokens in a step of {budget}")]
     OverBudget {
@@ -216,6 +230,12 @@ pub fn check(snapshot: &Snapshot, plan: &Plan) -> Result<(), PlanError> {
     check_len("admit_chunk", &plan.admit_chunk, plan.admit.len())?;
     check_len("running_chunk", &plan.running_chunk, num_running)?;
 
+    let runs = |row: u32| plan.running_chunk.get(row as usize).is_some_and(|&chunk| chunk > 0);
+    if let Some(&row) = plan.preempt.iter().find(|&&row| runs(row)) {
+        return Err(PlanError::RunAndPaused { row });
+    }
+    check_adapters(snapshot, plan)?;
+
     let step = &snapshot.step;
     let chunks = plan.admit_chunk.iter().chain(&plan.running_chunk);
     let tokens: u64 = chunks.map(|&n| u64::from(n)).sum();
@@ -246,6 +266,22 @@ fn check_rows(table: &'static str, rows: &[u32], len: usize) -> Result<(), PlanE
         }
     }
     Ok(())
+}
+
+/// Rows whose chunk is left to the host are left out where they do not fit.
+fn check_adapters(snapshot: &Snapshot, plan: &Plan) -> Result<(), PlanError> {
+    if snapshot.step.mixes_adapters {
+        return Ok(());
+    }
+    let admitted = plan.admit.iter().map(|&row| snapshot.waiting.adapter[row as usize]);
+    let admitted = admitted.zip(&plan.admit_chunk);
+    let run = snapshot.running.adapter.iter().copied().zip(&plan.running_chunk);
+    let mut adapters = admitted.chain(run).filter(|&(_, &chunk)| chunk > 0).map(|(adapter, _)| adapter);
+    let Some(one) = plan.adapter.or_else(|| adapters.next()) else { return Ok(()) };
+    match adapters.find(|&other| other != one) {
+        Some(other) => Err(PlanError::MixedAdapters { one, other }),
+        None => Ok(()),
+    }
 }
 
 fn check_len(column: &'static str, values: &[u32], rows: usize) -> Result<(), PlanError> {

@@ -116,7 +116,8 @@ impl SlotCore {
         self.seat_all(seating);
         let name = target.as_ref().map_or("built-in", |target| &target.name);
         tracing::warn!(policy = self.settings.name, to = name, why, "policy rolled back");
-        metrics::counter!("quern_policy_rollbacks_total", "policy" => self.settings.name.clone()).increment(1);
+        metrics::counter!("quern_policy_rollbacks_total", "policy" => self.settings.name.clone())
+            .increment(1);
         self.write_back(target, why);
     }
 
