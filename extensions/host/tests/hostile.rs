@@ -1,5 +1,6 @@
 //! Guests that mean harm. Each gets its verdict, and the next step is served:
 //! by the spare, or by the built-in policy.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

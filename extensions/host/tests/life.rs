@@ -1,5 +1,6 @@
 //! A version's life: it comes with what the one before saved, proves itself or
 //! is rolled back, is quarantined and comes back, and leaves a trace.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Files that are no policies, or not the operator's: named, and nothing changes.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
