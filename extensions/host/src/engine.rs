@@ -32,6 +32,7 @@ struct Inner {
     cache: Option<AotCache>,
     started: Instant,
     pooled: bool,
+    counts: bool,
 }
 
 /// Why there is no engine.
@@ -52,13 +53,13 @@ impl PolicyEngine {
     /// [`EngineError`]. A cache that cannot be used is only logged.
     pub fn new(settings: &EngineSettings) -> Result<PolicyEngine, EngineError> {
         let unsupported = |error: wasmtime::Error| EngineError::Unsupported(format!("{error:#}"));
-        let (engine, pooled) = match Engine::new(&pooled_config(settings.max_instances)) {
+        let (engine, pooled) = match Engine::new(&pooled_config(settings)) {
             Ok(engine) => (engine, true),
             Err(error) => {
                 // Address space can be short: 39 bits on some boards, or a limit
                 // that the operator set. Instances then cost more to make.
                 tracing::info!(error = %error, "no pool for policies, memory is taken on demand");
-                (Engine::new(&config()).map_err(unsupported)?, false)
+                (Engine::new(&config(settings)).map_err(unsupported)?, false)
             }
         };
         let mut linker = Linker::new(&engine);
@@ -67,7 +68,9 @@ impl PolicyEngine {
         let worker = WorkerPort::start().map_err(EngineError::Thread)?;
         let cache = open_cache(&settings.cache);
         let started = Instant::now();
-        Ok(PolicyEngine { inner: Arc::new(Inner { engine, linker, ticker, worker, cache, started, pooled }) })
+        let counts = settings.count_instructions;
+        let inner = Inner { engine, linker, ticker, worker, cache, started, pooled, counts };
+        Ok(PolicyEngine { inner: Arc::new(inner) })
     }
 
     /// Whether instances come from a pool, as they do unless address space is short.
@@ -117,6 +120,11 @@ impl PolicyEngine {
         &self.inner.worker
     }
 
+    /// Whether instructions are counted.
+    pub(crate) fn counts(&self) -> bool {
+        self.inner.counts
+    }
+
     /// To be held during a call into a guest.
     pub(crate) fn in_flight(&self) -> InFlight<'_> {
         self.inner.ticker.begin()
@@ -143,12 +151,13 @@ fn open_cache(wanted: &Cache) -> Option<AotCache> {
 
 /// What holds with and without a pool. Threads in guests and compiling on
 /// several cores at once are not built in at all.
-fn config() -> Config {
+fn config(settings: &EngineSettings) -> Config {
     let mut config = Config::new();
     config
         // Without this, each call would allocate a task.
         .concurrency_support(false)
         .epoch_interruption(true)
+        .consume_fuel(settings.count_instructions)
         .max_wasm_stack(MAX_STACK)
         .wasm_memory64(false)
         // The same plan on every machine.
@@ -162,7 +171,8 @@ fn config() -> Config {
 
 /// Slots are sized for the larger profile: what is reserved is address space.
 /// The smaller profile is kept by each store's own limits.
-fn pooled_config(max_instances: u32) -> Config {
+fn pooled_config(settings: &EngineSettings) -> Config {
+    let max_instances = settings.max_instances;
     let caps = Profile::Scripted.caps();
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(max_instances)
@@ -180,7 +190,7 @@ fn pooled_config(max_instances: u32) -> Config {
         .max_unused_warm_slots(8)
         .linear_memory_keep_resident(1 << 20)
         .table_keep_resident(64 << 10);
-    let mut config = config();
+    let mut config = config(settings);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
 }

@@ -92,6 +92,7 @@ impl Instance {
         store.epoch_deadline_trap();
         store.set_epoch_deadline(ticks(settings.deadlines.init));
         store.data_mut().begin_call(engine.now_us());
+        refuel(engine, &mut store);
 
         let _in_flight = engine.in_flight();
         let made = code.pre.instantiate(&mut store);
@@ -121,8 +122,14 @@ impl Instance {
         let clock_us = clock_us.unwrap_or(self.store.data().clock_us());
         self.store.data_mut().begin_call(clock_us);
         self.store.set_epoch_deadline(ticks(limit));
+        refuel(engine, &mut self.store);
         let _in_flight = engine.in_flight();
         f(&self.exports, &mut self.store).map_err(|error| fault_of(&error))
+    }
+
+    /// Instructions of the last call, where the engine counts them.
+    pub(crate) fn instructions(&self) -> Option<u64> {
+        self.store.get_fuel().ok().map(|left| u64::MAX - left)
     }
 
     /// What the next instance should know. It is no longer than what one call
@@ -135,6 +142,13 @@ impl Instance {
             exports.lifecycle.call_save(store).map(|saved| Ok(Some(saved)))
         })?;
         Ok(reply.ok().flatten().unwrap_or_default())
+    }
+}
+
+/// Fuel only counts here; deadlines are what stops a guest.
+fn refuel(engine: &PolicyEngine, store: &mut Store<Host>) {
+    if engine.counts() {
+        store.set_fuel(u64::MAX).expect("an engine that counts takes fuel");
     }
 }
 

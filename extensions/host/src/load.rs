@@ -151,10 +151,15 @@ pub(crate) fn read_still(path: &Path, max: u64) -> Result<Vec<u8>, LoadError> {
     Ok(bytes)
 }
 
-fn read_signature(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
+/// Where a file's detached signature lies.
+pub(crate) fn signature_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".sig");
-    let path = PathBuf::from(name);
+    PathBuf::from(name)
+}
+
+fn read_signature(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
+    let path = signature_of(path);
     if !path.exists() {
         return Ok(None);
     }

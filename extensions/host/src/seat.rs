@@ -102,11 +102,18 @@ impl Seat {
         let stats = version.stats(hook);
         let Some(instance) = now.live.as_mut().filter(|_| permit != Permit::Refused) else {
             stats.skipped.fetch_add(1, Ordering::Relaxed);
+            drop(place);
+            if version.health.is_condemned() {
+                self.follow(engine, &version, Consequence::Condemned);
+            }
             return None;
         };
         let began = Instant::now();
         let reply = instance.call(engine, settings.deadlines.of(hook), clock_us, f);
         stats.took(began.elapsed());
+        if engine.counts() {
+            stats.instructions.fetch_add(instance.instructions().unwrap_or(0), Ordering::Relaxed);
+        }
         let rehearsal = permit == Permit::Rehearse;
         let consequence = match reply {
             Ok(Ok(Some(answer))) => {
@@ -126,7 +133,7 @@ impl Seat {
             }
         };
         drop(place);
-        self.follow(engine, version.number, consequence);
+        self.follow(engine, &version, consequence);
         None
     }
 
@@ -143,18 +150,23 @@ impl Seat {
             Ok(()) => version.count(hook, Verdict::Used, rehearsal),
             Err(why) => version.count_fault(engine, Some(hook), Fault::new(Verdict::Invalid, why)),
         };
-        self.follow(engine, version.number, consequence);
+        self.follow(engine, version, consequence);
     }
 
-    /// Hands on what the whole place has to know. If the queue is full, the
-    /// version is condemned all the same and is not asked; the next swap or an
-    /// operator clears it away.
-    fn follow(&self, engine: &PolicyEngine, version: u64, consequence: Consequence) {
-        let slot = || Weak::clone(&self.slot);
-        let why = || "faults in its trial".to_owned();
+    /// Hands on what the whole place has to know. What the queue has no room
+    /// for is handed on again: a roll-back at the next call, and the end of a
+    /// trial, which only frees memory, with the next swap.
+    fn follow(&self, engine: &PolicyEngine, version: &Version, consequence: Consequence) {
+        let slot = Weak::clone(&self.slot);
+        let ordered = &version.roll_back_ordered;
         match consequence {
-            Consequence::Condemned => drop(engine.worker().give(Job::RollBack(slot(), version, why()))),
-            Consequence::TrialPassed => drop(engine.worker().give(Job::TrialPassed(slot(), version))),
+            Consequence::Condemned if !ordered.load(Ordering::Relaxed) => {
+                let job = Job::RollBack(slot, version.number, "faults in its trial".to_owned());
+                ordered.store(engine.worker().give(job), Ordering::Relaxed);
+            }
+            Consequence::TrialPassed => {
+                engine.worker().give(Job::TrialPassed(slot, version.number));
+            }
             _ => {}
         }
     }
@@ -190,7 +202,7 @@ impl Seat {
             Err(fault) => {
                 let consequence = who.count_fault(engine, None, fault);
                 drop(place);
-                self.follow(engine, version, consequence);
+                self.follow(engine, &who, consequence);
             }
         }
     }

@@ -17,11 +17,14 @@ pub struct EngineSettings {
     /// Instances that may live at once, spares and candidates included. Each
     /// reserves about 6 GiB of address space, not memory.
     pub max_instances: u32,
+    /// Count the instructions of each call, for tools: it makes guests slower,
+    /// and their code is compiled and kept apart.
+    pub count_instructions: bool,
 }
 
 impl Default for EngineSettings {
     fn default() -> Self {
-        EngineSettings { cache: Cache::User, max_instances: 32 }
+        EngineSettings { cache: Cache::User, max_instances: 32, count_instructions: false }
     }
 }
 

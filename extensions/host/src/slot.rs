@@ -153,7 +153,7 @@ impl Slot {
         self.core.serving().is_some_and(|version| version.code.hooks.has(hook))
     }
 
-    /// The file that the serving version came from, and its digest.
+    /// The digest of the file that the serving version came from.
     #[must_use]
     pub fn digest(&self) -> Option<Digest> {
         self.core.serving().map(|version| version.code.digest)
@@ -163,6 +163,10 @@ impl Slot {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.core.settings.name
+    }
+
+    pub(crate) fn max_file_bytes(&self) -> u64 {
+        self.core.settings.profile.caps().file_bytes
     }
 
     /// How large steps may be; `None` leaves it to the node. Blocks for the

@@ -85,6 +85,8 @@ pub struct HookStatus {
     pub skipped: u64,
     /// Calls in quarantine whose answers were thrown away.
     pub rehearsed: u64,
+    /// Of all calls that were made; 0 where the engine does not count them.
+    pub instructions: u64,
     /// Half of the calls took at most this.
     pub p50_us: f64,
     /// All but a hundredth of the calls took at most this.
@@ -188,6 +190,7 @@ impl HookStatus {
             verdicts: stats.verdicts().map(|(verdict, count)| (verdict.name(), count)).into(),
             skipped: stats.skipped.load(Ordering::Relaxed),
             rehearsed: stats.rehearsed.load(Ordering::Relaxed),
+            instructions: stats.instructions.load(Ordering::Relaxed),
             p50_us: micros(0.5),
             p99_us: micros(0.99),
         }

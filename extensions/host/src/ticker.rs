@@ -135,4 +135,25 @@ mod tests {
         assert_eq!(ticks(Duration::from_micros(501)), 4);
         assert_eq!(ticks(Duration::ZERO), 1);
     }
+
+    fn wait_until(mut done: impl FnMut() -> bool) {
+        let began = std::time::Instant::now();
+        while !done() {
+            assert!(began.elapsed() < Duration::from_secs(60), "it never came");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn it_sleeps_while_nobody_calls_and_wakes_for_a_call() {
+        let engine = wasmtime::Engine::default();
+        let ticker = Ticker::start(engine.weak()).unwrap();
+        let asleep = || ticker.shared.asleep.load(Ordering::SeqCst);
+        for _ in 0..3 {
+            wait_until(asleep);
+            let call = ticker.begin();
+            wait_until(|| !asleep());
+            drop(call);
+        }
+    }
 }

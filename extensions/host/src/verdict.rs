@@ -189,6 +189,8 @@ pub(crate) struct HookStats {
     pub(crate) skipped: AtomicU64,
     /// Calls whose answer was thrown away.
     pub(crate) rehearsed: AtomicU64,
+    /// Of all calls, where the engine counts them.
+    pub(crate) instructions: AtomicU64,
     pub(crate) latency: Latency,
     duration: Histogram,
 }
@@ -201,6 +203,7 @@ impl HookStats {
             counters: Verdict::ALL.map(counter),
             skipped: AtomicU64::new(0),
             rehearsed: AtomicU64::new(0),
+            instructions: AtomicU64::new(0),
             latency: Latency::default(),
             duration: histogram!("quern_policy_call_duration_seconds", "policy" => policy.to_owned(), "hook" => hook.name()),
         }

@@ -2,7 +2,7 @@
 //! what it did so far.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use crate::engine::PolicyEngine;
@@ -23,6 +23,8 @@ pub(crate) struct Version {
     pub(crate) health: Health,
     pub(crate) faults: FaultLog,
     stats: [HookStats; 5],
+    /// Somebody was told to put the version before in its place.
+    pub(crate) roll_back_ordered: AtomicBool,
 }
 
 impl Version {
@@ -38,6 +40,7 @@ impl Version {
             health: Health::new(settings.quarantine, settings.trial),
             faults: FaultLog::default(),
             stats: Hook::ALL.map(|hook| HookStats::new(&settings.name, hook)),
+            roll_back_ordered: AtomicBool::new(false),
         }
     }
 

@@ -24,19 +24,26 @@ pub struct Looks {
     path: PathBuf,
     last: Option<Stamp>,
     /// What was read last, whether it could be loaded or not.
-    read: Option<(Stamp, Digest)>,
+    read: Option<Stamp>,
+    /// What was loaded last. An operator may have rolled it back since, and does
+    /// not want it again because somebody touched the file.
+    loaded: Option<Digest>,
 }
 
+/// A file's length and time, and those of its signature, which may come later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
-    len: u64,
-    modified: Option<SystemTime>,
+    policy: (u64, Option<SystemTime>),
+    signature: Option<(u64, Option<SystemTime>)>,
 }
 
 impl Stamp {
     fn of(path: &Path) -> Option<Stamp> {
-        let found = fs::metadata(path).ok()?;
-        Some(Stamp { len: found.len(), modified: found.modified().ok() })
+        let stamp = |path: &Path| {
+            let found = fs::metadata(path).ok()?;
+            Some((found.len(), found.modified().ok()))
+        };
+        Some(Stamp { policy: stamp(path)?, signature: stamp(&load::signature_of(path)) })
     }
 }
 
@@ -44,7 +51,8 @@ impl Looks {
     /// At `path`, for `slot`. What the place serves already is not loaded again.
     #[must_use]
     pub fn new(slot: &Slot, path: &Path) -> Looks {
-        Looks { slot: slot.clone(), path: path.to_owned(), last: None, read: None }
+        let loaded = slot.digest();
+        Looks { slot: slot.clone(), path: path.to_owned(), last: None, read: None, loaded }
     }
 
     /// Takes one look. Blocks while a file that changed is loaded. `None` is
@@ -52,22 +60,22 @@ impl Looks {
     pub fn look(&mut self) -> Option<Result<Loaded, LoadError>> {
         let stamp = Stamp::of(&self.path);
         let last = std::mem::replace(&mut self.last, stamp);
-        let stamp = stamp.filter(|_| stamp == last)?;
-        if self.read.is_some_and(|(read, _)| read == stamp) {
-            return None;
-        }
-        let bytes = match load::read_still(&self.path, u64::MAX - 1) {
-            Ok(bytes) => bytes,
+        let stamp = stamp.filter(|_| stamp == last && stamp != self.read)?;
+        match load::read_still(&self.path, self.slot.max_file_bytes()) {
             // Another look will find it at rest, or gone.
-            Err(_) => return None,
-        };
-        let digest = Digest::of(&bytes);
-        let known = self.read.map(|(_, digest)| digest).or_else(|| self.slot.digest());
-        self.read = Some((stamp, digest));
-        if known == Some(digest) {
-            return None;
+            Err(LoadError::Changing(_) | LoadError::Read { .. }) => return None,
+            Ok(bytes) if self.loaded == Some(Digest::of(&bytes)) => {
+                self.read = Some(stamp);
+                return None;
+            }
+            // One that is too large is refused below, in the same words.
+            Ok(_) | Err(_) => self.read = Some(stamp),
         }
-        Some(self.slot.load(&Source::File(self.path.clone())))
+        let loaded = self.slot.load(&Source::File(self.path.clone()));
+        if loaded.is_ok() {
+            self.loaded = self.slot.digest();
+        }
+        Some(loaded)
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use common::{ENDLESS, NO_OPINION, Node, THIRD, answer, good_plan, guest, lenient, plan_of, snapshot};
 use quern_extensions::{
-    AdmissionRequest, Completed, Decision, Hook, NodeLoad, Outcome, Quarantine, Reason, Replicas, Settings,
-    SlotError, StepLimits, Trial, Verdict, Window,
+    AdmissionRequest, Cache, Completed, Decision, EngineSettings, Hook, NodeLoad, Outcome, PolicyEngine,
+    Quarantine, Reason, Replicas, Settings, Slot, SlotError, StepLimits, Trial, Verdict, Window,
 };
 use quern_scheduler::plan::Plan;
 
@@ -359,6 +359,51 @@ fn the_store_outlives_an_instance() {
     assert_eq!(node.step(&snapshot(1, 1)), Some(good_plan()));
     node.slot.load(&keeper.named("keeper").source()).unwrap();
     assert_eq!(node.step(&snapshot(1, 1)), None, "another name is another key");
+}
+
+#[test]
+fn compiled_code_is_kept_and_found_again() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("policies");
+    let settings = EngineSettings { cache: Cache::At(folder.clone()), ..EngineSettings::default() };
+    for _ in 0..2 {
+        let engine = PolicyEngine::new(&settings).unwrap();
+        assert!(engine.is_cached());
+        let slot = Slot::new(&engine, lenient("kept"));
+        slot.load(&guest().with(Hook::Scheduler, plan_of(&good_plan())).source()).unwrap();
+        let mut node = Node { planner: slot.planner(), engine, slot };
+        assert_eq!(node.step(&snapshot(1, 1)), Some(good_plan()));
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+    }
+}
+
+#[test]
+fn without_address_space_for_a_pool_policies_run_all_the_same() {
+    let settings = EngineSettings { cache: Cache::Off, max_instances: 40_000, ..EngineSettings::default() };
+    let engine = PolicyEngine::new(&settings).unwrap();
+    assert!(!engine.is_pooled());
+    let slot = Slot::new(&engine, lenient("on demand"));
+    slot.load(&guest().with(Hook::Scheduler, plan_of(&good_plan())).source()).unwrap();
+    let mut node = Node { planner: slot.planner(), engine, slot };
+    assert_eq!(node.step(&snapshot(1, 1)), Some(good_plan()));
+}
+
+#[test]
+fn instructions_are_counted_where_tools_want_them_and_are_the_same_each_time() {
+    let settings =
+        EngineSettings { cache: Cache::Off, count_instructions: true, ..EngineSettings::default() };
+    let engine = PolicyEngine::new(&settings).unwrap();
+    let slot = Slot::new(&engine, lenient("counted"));
+    slot.load(&guest().with(Hook::Scheduler, plan_of(&good_plan())).source()).unwrap();
+    let mut node = Node { planner: slot.planner(), engine, slot };
+    let mut counts = Vec::new();
+    for _ in 0..3 {
+        node.step(&snapshot(1, 1)).unwrap();
+        let serving = node.slot.status().serving.unwrap();
+        counts.push(serving.hook(Hook::Scheduler).unwrap().instructions);
+    }
+    assert!(counts[0] > 50);
+    assert_eq!([counts[1], counts[2]], [2 * counts[0], 3 * counts[0]]);
 }
 
 #[test]

@@ -134,9 +134,15 @@ fn pins_and_signatures_decide_over_files() {
     std::fs::write(&sig, SigningKey::from_bytes(&[4; 32]).sign(&wasm).to_bytes()).unwrap();
     let forged = node.slot.load(&Source::File(path.clone()));
     assert!(matches!(forged, Err(LoadError::Untrusted(Untrusted::BadSignature))), "{forged:?}");
+    // A watcher tries again when the right signature comes after its file.
+    let mut looks = Looks::new(&node.slot, &path);
+    assert!(looks.look().is_none());
+    assert!(matches!(looks.look(), Some(Err(LoadError::Untrusted(_)))));
+    assert!(looks.look().is_none());
     let text = base64::engine::general_purpose::STANDARD.encode(key.sign(&wasm).to_bytes());
     std::fs::write(&sig, text).unwrap();
-    node.slot.load(&Source::File(path.clone())).unwrap();
+    assert!(looks.look().is_none());
+    assert!(matches!(looks.look(), Some(Ok(_))));
 
     let other = guest().named("other").with(Hook::Scheduler, NO_OPINION).component();
     std::fs::write(&path, &other).unwrap();
