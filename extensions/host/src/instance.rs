@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wasmtime::component::InstancePre;
-use wasmtime::{Store, Trap};
+use wasmtime::{Store, Trap, WasmBacktrace};
 
 use crate::bindings::exports::quern::policy::{
     admission, autoscaler, batcher, feedback, lifecycle, scheduler,
@@ -23,6 +23,9 @@ use crate::verdict::{Fault, Hook, HookSet, Verdict, cut};
 
 /// Longest name and version that are kept.
 const MAX_NAME: usize = 64;
+
+/// Functions that are named of those that were on the stack.
+const MAX_FRAMES: usize = 4;
 
 /// Where a component keeps its functions.
 pub(crate) struct Indices {
@@ -168,13 +171,17 @@ fn exports(
     })
 }
 
-/// Tells what missed its deadline from what broke.
+/// Tells what missed its deadline from what broke, and says where.
 fn fault_of(error: &wasmtime::Error) -> Fault {
-    match error.downcast_ref::<Trap>() {
-        Some(Trap::Interrupt) => Fault::new(Verdict::Late, "it missed its deadline".to_owned()),
-        Some(Trap::UnreachableCodeReached) => {
-            Fault::new(Verdict::Trapped, format!("it gave up (unreachable code): {error:#}"))
-        }
-        _ => Fault::new(Verdict::Trapped, format!("{error:#}")),
+    let verdict = match error.downcast_ref::<Trap>() {
+        Some(Trap::Interrupt) => return Fault::new(Verdict::Late, "it missed its deadline".to_owned()),
+        _ => Verdict::Trapped,
+    };
+    let mut reason = error.root_cause().to_string();
+    let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
+    for name in frames.iter().filter_map(|frame| frame.func_name()).take(MAX_FRAMES) {
+        reason.push_str(" < ");
+        reason.push_str(name);
     }
+    Fault::new(verdict, reason)
 }

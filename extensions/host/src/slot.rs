@@ -230,7 +230,7 @@ impl Slot {
     }
 
     /// Runs a candidate beside the serving version on a thread of its own. It
-    /// is shown what the step loops are shown, as far as it keeps up, and its
+    /// needs the scheduler's hook, is shown what the step loops are shown, as far as it keeps up, and its
     /// plans are compared with those in force. Replaces a candidate before.
     /// Blocks while it is compiled and started.
     ///
@@ -239,6 +239,9 @@ impl Slot {
     pub fn shadow(&self, source: &Source) -> Result<Loaded, LoadError> {
         let core = &self.core;
         let code = Arc::new(load::load(&core.engine, source, &core.settings)?);
+        if !code.hooks.has(Hook::Scheduler) {
+            return Err(LoadError::NoWantedHook);
+        }
         let number = core.next_number();
         let shadow = Shadow::start(&core.engine, &core.settings, &core.shared, code, number)?;
         let loaded = Loaded::of(&shadow.version);

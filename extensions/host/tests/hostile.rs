@@ -54,8 +54,13 @@ fn allocation_without_end_is_stopped_at_the_cap() {
 
 #[test]
 fn deep_recursion_traps() {
-    let node = check_every_step(guest().with(Hook::Scheduler, DEEP), Verdict::Trapped);
-    assert!(node.slot.status().history.len() == 1);
+    check_every_step(guest().with(Hook::Scheduler, DEEP), Verdict::Trapped);
+    let mut node = Node::new(lenient("deep"));
+    node.slot.load(&guest().with(Hook::Scheduler, DEEP).source()).unwrap();
+    assert_eq!(node.step(&snapshot(1, 1)), None);
+    // Operators see what broke, and where.
+    let reason = node.last_fault();
+    assert!(reason.contains("call stack exhausted < deep"), "{reason}");
 }
 
 #[test]
