@@ -44,9 +44,9 @@ pub struct ServeArgs {
     /// An adapter to serve under NAME (not in this build yet).
     #[arg(long, value_name = "NAME=PATH")]
     pub adapter: Vec<String>,
-    /// A policy to run (not in this build yet).
+    /// A policy to run: a component, or a core module of the SDK. Loaded again when it changes.
     #[arg(long, value_name = "PATH")]
-    pub policy: Vec<String>,
+    pub policy: Vec<PathBuf>,
     /// Set any key of the configuration, such as http.max_connections=100.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -155,9 +155,7 @@ impl ServeArgs {
         if !self.adapter.is_empty() {
             return Err(UsageError::NotYet("--adapter"));
         }
-        if !self.policy.is_empty() {
-            return Err(UsageError::NotYet("--policy"));
-        }
+        self.policy.iter().for_each(|file| layers.policy(file));
         for pair in &self.set {
             let (key, value) = pair.split_once('=').ok_or_else(|| UsageError::Set(pair.clone()))?;
             layers.flag("--set", key.trim(), value.trim());
@@ -212,7 +210,6 @@ mod tests {
     #[test]
     fn what_this_build_lacks_is_refused() {
         assert_eq!(resolve(&["--adapter", "a=b"]).unwrap_err(), "--adapter: this build does not have it yet");
-        assert_eq!(resolve(&["--policy", "p"]).unwrap_err(), "--policy: this build does not have it yet");
         assert!(resolve(&["--engine", "wgsl"]).unwrap_err().contains("does not have the wgsl engine yet"));
         assert!(resolve(&["--set", "x"]).unwrap_err().contains("KEY=VALUE"));
     }

@@ -7,6 +7,7 @@
 
 mod convert;
 mod layers;
+mod policy;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use layers::{ConfigError, Layers, Origin};
+pub use policy::{Policy, PolicyProfile};
 pub use units::{Bytes, Span};
 
 /// Everything that can be chosen.
@@ -45,6 +47,9 @@ pub struct Config {
     pub logging: Logging,
     /// How the node ends.
     pub shutdown: Shutdown,
+    /// Places for policies, in the order in which they are asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub policy: Vec<Policy>,
 }
 
 /// `[model]`
@@ -200,6 +205,9 @@ pub struct Scheduler {
     pub wait_window: Span,
     /// Keep finished sequences' state for prompts that begin alike.
     pub prefix_cache: bool,
+    /// Tokens that the cache keeps for nobody who runs; 0 is an eighth of the
+    /// engine's. A full cache makes steps slower.
+    pub max_cached: usize,
     /// What becomes of the state of a paused sequence.
     pub preemption: Preemption,
     /// Host memory for the state of paused sequences.
@@ -292,6 +300,8 @@ pub struct Http {
     pub write_timeout: Span,
     /// The `Server` header; empty sends none.
     pub server_header: String,
+    /// Headers of a request that admission policies may see.
+    pub policy_headers: Vec<String>,
 }
 
 /// `[admin]`
@@ -410,6 +420,13 @@ impl Config {
             }
         };
         refuse(self.model.name.is_empty(), "model.name", "it is empty");
+        for (idx, policy) in self.policy.iter().enumerate() {
+            if let Err((field, why)) = policy.to_place() {
+                refuse(true, &format!("policy[{idx}].{field}"), &why);
+            }
+            let twice = self.policy[..idx].iter().any(|other| other.name() == policy.name());
+            refuse(twice, &format!("policy[{idx}].name"), "another place has this name");
+        }
         refuse(self.model.id.as_deref() == Some(""), "model.id", "it is empty");
         refuse(
             self.engine.kind == EngineKind::Wgsl,

@@ -12,4 +12,5 @@ pub mod config;
 pub mod http;
 pub mod logging;
 pub mod metrics;
+pub mod policies;
 pub mod serving;

@@ -77,6 +77,7 @@ impl StepLoop {
         };
         self.running.extract_if(.., |s| s.ended).for_each(|mut s| let_go(&mut s));
         self.waiting.extract_if(.., |s| s.ended).for_each(|mut s| let_go(&mut s));
+        self.cache.keep_cached(self.config.max_cached, &mut self.ops);
         self.apply_ops();
         self.publish_load();
     }
@@ -85,6 +86,7 @@ impl StepLoop {
         let costs = &mut self.costs;
         costs.num_steps += 1;
         costs.last_step = took;
+        self.shared.pulse.step(took);
         self.last_adapter = self.batch.adapter.unwrap_or(self.last_adapter);
         self.metrics.step_duration.record(took.as_secs_f64());
         self.metrics.step_rows.record(self.batch.num_rows as f64);

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
+use crate::pace::{Limits, Pace, Pulse};
 use crate::plan::Planner;
 use crate::request::Request;
 
@@ -77,10 +78,11 @@ pub(crate) struct Shared {
     pub(crate) turnover_us: AtomicU64,
     /// Whether the step thread has ended, in whatever way.
     pub(crate) dead: AtomicBool,
+    pub(crate) pulse: Pulse,
 }
 
 impl Shared {
-    pub(crate) fn new(max_queued: usize, kv_capacity: usize) -> Arc<Shared> {
+    pub(crate) fn new(max_queued: usize, kv_capacity: usize, limits: Limits) -> Arc<Shared> {
         Arc::new(Shared {
             started: Instant::now(),
             max_queued,
@@ -95,6 +97,7 @@ impl Shared {
             busy: AtomicBool::new(false),
             turnover_us: AtomicU64::new(100_000),
             dead: AtomicBool::new(false),
+            pulse: Pulse::new(limits),
         })
     }
 
@@ -108,6 +111,7 @@ impl Shared {
 pub(crate) enum Command {
     Submit(Box<Request>, Permit),
     SetPlanner(Box<dyn Planner>),
+    SetLimits(Limits),
     /// Fail whatever is left and end the thread.
     Stop,
 }
@@ -164,6 +168,21 @@ impl Handle {
     /// [`Refused`] when the command cannot be queued.
     pub fn set_planner(&self, planner: Box<dyn Planner>) -> Result<(), Refused> {
         self.commands.try_send(Command::SetPlanner(planner)).map_err(|_| Refused::Closed)
+    }
+
+    /// Changes what steps may hold, from the next step on. Brought to what the
+    /// engine can do.
+    ///
+    /// # Errors
+    /// [`Refused`] when the command cannot be queued.
+    pub fn set_limits(&self, limits: Limits) -> Result<(), Refused> {
+        self.commands.try_send(Command::SetLimits(limits)).map_err(|_| Refused::Closed)
+    }
+
+    /// How fast the loop goes.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        self.shared.pulse.read()
     }
 
     /// Refuses new requests from now on; those inside go on.

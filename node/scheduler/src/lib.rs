@@ -17,6 +17,7 @@ mod cost;
 pub mod draft;
 mod handle;
 mod metrics;
+mod pace;
 pub mod plan;
 pub mod prefix_cache;
 pub mod request;
@@ -32,7 +33,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use quern_engine::{AdapterId, Engine};
+use quern_engine::{AdapterId, Capabilities, Engine};
 
 use crate::builtin::BuiltinPlanner;
 use crate::draft::Drafter;
@@ -40,6 +41,7 @@ use crate::plan::Planner;
 use crate::step_loop::{StepCosts, StepLoop};
 
 pub use handle::{Handle, Load, Permit, Refused};
+pub use pace::{Limits, Pace};
 
 /// Places in the command channel beyond those that permits can fill.
 const SPARE_COMMANDS: usize = 16;
@@ -72,6 +74,10 @@ pub struct SchedulerConfig {
     pub wait_window: Duration,
     /// Keep finished sequences' state for prompts that begin alike.
     pub prefix_cache: bool,
+    /// Tokens that the cache keeps for nobody who runs; 0 is an eighth of the
+    /// engine's. Engines whose sequences share one pool of state walk over all of
+    /// it for each row, cached tokens included: a full cache makes steps slower.
+    pub max_cached: usize,
     /// What becomes of the state of a paused sequence.
     pub preemption: Preemption,
     /// Host memory for the state of paused sequences, in bytes.
@@ -91,11 +97,28 @@ impl Default for SchedulerConfig {
             target_step: Duration::from_millis(400),
             wait_window: Duration::from_millis(10),
             prefix_cache: true,
+            max_cached: 0,
             preemption: Preemption::Recompute,
             host_state_bytes: 256 << 20,
             max_draft: 8,
             check_invariants: false,
         }
+    }
+}
+
+impl SchedulerConfig {
+    /// What can be changed while the loop runs.
+    pub(crate) fn limits(&self) -> Limits {
+        let &SchedulerConfig { token_budget, max_running, target_step, wait_window, .. } = self;
+        Limits { token_budget, max_running, target_step, wait_window }
+    }
+
+    /// Takes new limits, as far as the engine can follow.
+    pub(crate) fn limit(&mut self, limits: Limits, caps: &Capabilities) {
+        // A sequence without an output in sight would run for nothing.
+        self.max_running = limits.max_running.min(caps.max_sequences).min(caps.max_outputs).max(1);
+        self.token_budget = limits.token_budget.min(caps.max_rows).max(1);
+        (self.target_step, self.wait_window) = (limits.target_step, limits.wait_window);
     }
 }
 
@@ -126,11 +149,13 @@ fn build(
     drafter: Option<Box<dyn Drafter>>,
 ) -> (StepLoop, Handle) {
     let caps = engine.capabilities().clone();
-    // A sequence without an output in sight would run for nothing.
-    let max_running = config.max_running.min(caps.max_sequences).min(caps.max_outputs);
-    let config = SchedulerConfig { max_running, ..config };
+    let mut config = config;
+    config.limit(config.limits(), &caps);
+    if config.max_cached == 0 {
+        config.max_cached = caps.kv_capacity / 8;
+    }
     let (sender, commands) = mpsc::sync_channel(config.max_queued + SPARE_COMMANDS);
-    let shared = handle::Shared::new(config.max_queued, caps.kv_capacity);
+    let shared = handle::Shared::new(config.max_queued, caps.kv_capacity, config.limits());
     let scheduler = StepLoop {
         planner: planner.unwrap_or_else(|| Box::new(BuiltinPlanner::default())),
         fallback: BuiltinPlanner::default(),

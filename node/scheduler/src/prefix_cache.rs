@@ -277,6 +277,15 @@ impl PrefixCache {
         }
     }
 
+    /// Cuts cached tails, least recently used first, until at most `max` tokens
+    /// are held by nobody who runs.
+    pub fn keep_cached(&mut self, max: usize, ops: &mut Vec<KvOp>) {
+        while let excess @ 1.. = (self.used() - self.live()).saturating_sub(max) {
+            let Some(leaf) = self.oldest_cached_leaf() else { return };
+            self.cut_leaf(leaf, excess, ops);
+        }
+    }
+
     /// Forgets every cached slot.
     pub fn clear_cached(&mut self, ops: &mut Vec<KvOp>) {
         for slot in 0..self.slots.len() as SeqId {

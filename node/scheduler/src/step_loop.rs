@@ -157,6 +157,10 @@ impl StepLoop {
                 self.enqueue(*request, Arc::new(permit));
             }
             Command::SetPlanner(planner) => self.planner = planner,
+            Command::SetLimits(limits) => {
+                self.config.limit(limits, &self.caps);
+                self.shared.pulse.set_limits(self.config.limits());
+            }
             Command::Stop => return false,
         }
         true
@@ -290,6 +294,8 @@ impl StepLoop {
         let shared = &self.shared;
         shared.waiting.store(self.waiting.len(), Ordering::Relaxed);
         shared.running.store(self.running.len(), Ordering::Relaxed);
+        let waiting_tokens = self.waiting.iter().map(|sequence| sequence.left() as u64).sum();
+        shared.pulse.waiting_tokens.store(waiting_tokens, Ordering::Relaxed);
         shared.kv_used.store(self.cache.used(), Ordering::Relaxed);
         shared.kv_live.store(self.cache.live(), Ordering::Relaxed);
         self.metrics.waiting.set(self.waiting.len() as f64);

@@ -18,6 +18,7 @@ use quern_text::{
 
 use super::App;
 use crate::config::{Config, EngineKind, Fake, Speculation};
+use crate::policies::{Policies, PoliciesError};
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,9 @@ pub enum LoadError {
     /// The draft model is of another family.
     #[error("scheduler.draft_model: {0}")]
     DraftModel(#[from] VocabMismatch),
+    /// A policy cannot serve.
+    #[error(transparent)]
+    Policies(#[from] PoliciesError),
 }
 
 /// Everything that a model needs to be served.
@@ -55,6 +59,7 @@ pub(super) struct Loaded {
     pub(super) engine: Box<dyn Engine>,
     pub(super) drafter: Option<Box<dyn Drafter>>,
     pub(super) text: Text,
+    pub(super) policies: Policies,
     /// When the file was written, as Unix time.
     pub(super) created: u64,
 }
@@ -68,12 +73,16 @@ pub(super) struct Text {
 
 /// Loads everything. Blocks; `cancelled` ends it early.
 pub(super) fn load(app: &App, cancelled: &AtomicBool) -> Result<Loaded, LoadError> {
-    let (engine, text) = thread::scope(|scope| {
+    let (engine, text, policies) = thread::scope(|scope| {
         let text = scope.spawn(|| load_text(&app.config, &app.gguf));
+        let policies = scope.spawn(|| Policies::start(&app.config.places()));
         let engine = load_engine(app, cancelled);
         let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        (engine, text)
+        let policies = policies.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (engine, text, policies)
     });
+    // A policy that cannot serve is known long before a model that can.
+    let policies = policies?;
     let (engine, text) = (engine?, text?);
     let engine = match engine {
         Some(engine) => engine,
@@ -86,7 +95,7 @@ pub(super) fn load(app: &App, cancelled: &AtomicBool) -> Result<Loaded, LoadErro
     let written = app.model.path.metadata().and_then(|meta| meta.modified()).ok();
     let created = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs());
     let drafter = drafter(app, model, cancelled)?;
-    Ok(Loaded { engine, drafter, text, created })
+    Ok(Loaded { engine, drafter, text, policies, created })
 }
 
 /// The configured engine; none stands for the fake one, which needs the tokenizer first.

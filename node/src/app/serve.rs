@@ -19,7 +19,8 @@ use super::load::{Loaded, load};
 use super::{App, AppError};
 use crate::config::Speculation;
 use crate::http::{Node, RenderMetrics, ServeError, Settings, serve_admin, serve_public};
-use crate::serving::Model;
+use crate::policies::keep_tuning;
+use crate::serving::{Model, Recent};
 
 /// How often a draining node looks whether it is done, and a serving one whether
 /// its step loop lives.
@@ -140,6 +141,7 @@ struct Running {
     model_id: String,
     node: Arc<Node>,
     handle: Handle,
+    tuning: JoinHandle<()>,
     step_thread: std::thread::JoinHandle<()>,
     public: Serving,
     admin: Serving,
@@ -158,12 +160,19 @@ impl Running {
         let App { config, model, public, .. } = app;
         let caps = loaded.engine.capabilities().clone();
         let speculate = config.scheduler.speculation != Speculation::Off;
-        let (handle, step_thread) =
-            quern_scheduler::spawn(loaded.engine, config.scheduler.to_scheduler(), None, loaded.drafter)?;
+        let (policies, planner) = (loaded.policies.clone(), loaded.policies.planner());
+        let (handle, step_thread) = quern_scheduler::spawn(
+            loaded.engine,
+            config.scheduler.to_scheduler(),
+            Some(planner),
+            loaded.drafter,
+        )?;
+        let recent = Arc::new(Recent::default());
         let served = Arc::new(Model {
             id: model.id.clone(),
             created: loaded.created,
             handle: handle.clone(),
+            recent: Arc::clone(&recent),
             tokenizer: loaded.text.tokenizer,
             template: loaded.text.template,
             constraints: loaded.text.constraints,
@@ -171,13 +180,17 @@ impl Running {
             embedding_size: caps.hidden_size,
             defaults: config.generation.to_defaults(speculate),
         });
-        let node = Node::new(vec![served], render(&metrics, &model.id, &handle));
+        let render = render(&metrics, &model.id, &handle);
+        let node = Node::with_policies(vec![served], Some(policies.clone()), render);
+        let limits = handle.pace().limits;
+        let tuning = tokio::spawn(keep_tuning(policies, handle.clone(), recent, limits, node.started()));
         Ok(Running {
             public: Serving::public(public, Arc::clone(&node), settings.clone())?,
             admin: Serving::admin(admin, Arc::clone(&node), settings)?,
             model_id: model.id,
             node,
             handle,
+            tuning,
             step_thread,
             metrics,
             drain_timeout: config.shutdown.drain_timeout.0,
@@ -195,6 +208,7 @@ impl Running {
             ended = &mut self.admin.task => flat(ended).err().map(AppError::Serve),
         };
         upkeep.abort();
+        self.tuning.abort();
         if let Some(error) = failed {
             self.handle.stop();
             return Err(error);

@@ -8,10 +8,11 @@ use quern_scheduler::SchedulerConfig;
 use quern_scheduler::request::Pooling as Pooled;
 
 use super::{
-    Admin, Bytes, Config, FlashAttention, Generation, Http, KvType, Limits, Llama, Pooling, Preemption,
-    Scheduler, Span, Speculation, Split,
+    Admin, Bytes, Config, FlashAttention, Generation, Http, KvType, Limits, Llama, Policy, Pooling,
+    Preemption, Scheduler, Span, Speculation, Split,
 };
 use crate::http::{RequestLimits, Settings, TlsFiles};
+use crate::policies::Place;
 use crate::serving::Defaults;
 
 impl Default for Llama {
@@ -99,6 +100,18 @@ pub(super) fn llama_key(error: &quern_llama::ConfigError) -> String {
     format!("engine.llama.{field}")
 }
 
+impl Config {
+    /// The places for policies; a single empty one where none is configured, so
+    /// that an operator can load a policy into a node that serves.
+    #[must_use]
+    pub fn places(&self) -> Vec<Place> {
+        let none = [Policy::default()];
+        let policies = if self.policy.is_empty() { &none[..] } else { &self.policy };
+        // Each was checked when the configuration was read.
+        policies.iter().filter_map(|policy| policy.to_place().ok()).collect()
+    }
+}
+
 impl Default for Scheduler {
     fn default() -> Self {
         let c = SchedulerConfig::default();
@@ -109,6 +122,7 @@ impl Default for Scheduler {
             target_step: Span(c.target_step),
             wait_window: Span(c.wait_window),
             prefix_cache: c.prefix_cache,
+            max_cached: c.max_cached,
             preemption: match c.preemption {
                 quern_scheduler::Preemption::Recompute => Preemption::Recompute,
                 quern_scheduler::Preemption::Host => Preemption::Host,
@@ -133,6 +147,7 @@ impl Scheduler {
             target_step: self.target_step.0,
             wait_window: self.wait_window.0,
             prefix_cache: self.prefix_cache,
+            max_cached: self.max_cached,
             preemption: match self.preemption {
                 Preemption::Recompute => quern_scheduler::Preemption::Recompute,
                 Preemption::Host => quern_scheduler::Preemption::Host,
@@ -196,6 +211,7 @@ impl Default for Http {
             idle_timeout: Span(s.idle_timeout),
             write_timeout: Span(s.write_timeout),
             server_header: s.server_header,
+            policy_headers: s.policy_headers,
         }
     }
 }
@@ -245,6 +261,7 @@ impl Config {
             api_keys_file: self.auth.api_keys_file.clone(),
             stuck_after: self.admin.stuck_after.0,
             server_header: http.server_header.clone(),
+            policy_headers: http.policy_headers.clone(),
         }
     }
 }

@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::Config;
+use super::{Config, Policy};
 
 /// What this program calls by another name than before, or than others do.
 const RENAMED: &[(&str, &str)] = &[
@@ -96,6 +97,7 @@ enum Raw {
 pub struct Layers {
     set: BTreeMap<String, (Raw, Origin)>,
     errors: Vec<ConfigError>,
+    policies: Vec<PathBuf>,
 }
 
 impl Layers {
@@ -133,6 +135,11 @@ impl Layers {
         self.set(key.to_owned(), Raw::Text(value.into()), Origin::Flag(flag.to_owned()));
     }
 
+    /// Adds a place for the policy in this file, behind those that are configured.
+    pub fn policy(&mut self, file: &Path) {
+        self.policies.push(file.to_owned());
+    }
+
     fn set(&mut self, key: String, value: Raw, origin: Origin) {
         self.set.insert(key, (value, origin));
     }
@@ -157,13 +164,14 @@ impl Layers {
             return Err(self.errors);
         }
         // Each key fits alone, so together they can only clash in ways that types do not know.
-        let config = Config::deserialize(merged).map_err(|e| {
+        let mut config = Config::deserialize(merged).map_err(|e| {
             vec![ConfigError::Value {
                 origin: Origin::Default,
                 key: "configuration".into(),
                 why: e.to_string(),
             }]
         })?;
+        config.policy.extend(self.policies.iter().map(|file| Policy::of_file(file)));
         let wrong = config.check();
         if wrong.is_empty() {
             return Ok(config);

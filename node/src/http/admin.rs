@@ -14,6 +14,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
 
+use super::admin_policies;
 use super::route::{server_header, unknown_url, wrong_method};
 use super::{Node, Settings};
 
@@ -59,12 +60,14 @@ struct ModelState {
 pub(super) fn router(node: Arc<Node>, settings: &Settings) -> Router {
     let admin = Arc::new(Admin { node, stuck_after: settings.stuck_after });
     let server = server_header(settings);
+    let policies = admin_policies::router().with_state(Arc::clone(&admin.node));
     Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/admin/drain", post(drain))
         .route("/admin/state", get(state))
+        .merge(policies)
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_url)
         .layer(middleware::map_response(move |mut response: Response| {

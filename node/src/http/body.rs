@@ -62,6 +62,11 @@ pub(super) async fn receive(
 }
 
 impl Received {
+    /// Bytes of the body.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Parses the body as one JSON object.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, Response};
 use axum::response::IntoResponse;
 use quern_text::ToolCallParser;
 
+use super::admission::Wish;
 use super::chat_request;
 use super::logprobs::ChatLogprobs;
 use super::openai::Usage;
@@ -32,8 +33,10 @@ pub(super) async fn handle(
     let received = front.receive_work(&headers, body).await?;
     let request: ChatRequest = received.parse()?;
     let model = Arc::clone(front.model(request.model.as_deref())?);
-    let terms = front.terms(&context, &headers, request.user.as_deref(), request.priority, 1)?;
+    let mut terms = front.terms(&context, &headers, request.user.as_deref(), request.priority, 1)?;
     let checked = chat_request::check(request, &model, &front.limits, front.node.fresh_seed(terms.first_id))?;
+    let wish = Wish { body_bytes: received.len(), max_new: checked.max_new, headers: &headers };
+    let max_new = front.admit(&model, &mut terms, &wish)?;
     let places = front.reserve(&model, 1)?;
 
     let prompt = prompt::from_chat(&model, checked.input).await?;
@@ -44,7 +47,7 @@ pub(super) async fn handle(
         prompts: vec![prompt],
         n: checked.n,
         sampling: checked.sampling,
-        max_new: checked.max_new,
+        max_new,
         stop: checked.stop,
         stop_tokens: model.tokenizer.eos_tokens().into(),
         constraint,

@@ -8,6 +8,7 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Response};
 use axum::response::IntoResponse;
 
+use super::admission::Wish;
 use super::fields::{PromptItem, Prompts};
 use super::logprobs::TextLogprobs;
 use super::openai::Usage;
@@ -38,7 +39,8 @@ pub(super) async fn handle(
     refuse_unserved(&request, n)?;
     let items = std::mem::replace(&mut request.prompt, Prompts(Vec::new()));
     let items = checked_items(items, "prompt", &front.limits)?;
-    let terms = front.terms(&context, &headers, request.user.as_deref(), request.priority, items.len())?;
+    let mut terms =
+        front.terms(&context, &headers, request.user.as_deref(), request.priority, items.len())?;
     let sampling = params::sampling(
         &sampling_fields(&request),
         &model,
@@ -55,6 +57,8 @@ pub(super) async fn handle(
     }
     let include_usage = request.stream_options.is_some_and(|options| options.include_usage == Some(true));
     let stop = params::stop(request.stop, &front.limits)?;
+    let wish = Wish { body_bytes: received.len(), max_new: Some(max_new), headers: &headers };
+    let max_new = front.admit(&model, &mut terms, &wish)?;
     let places = front.reserve(&model, items.len())?;
 
     let prompts = tokenised(&model, items, "prompt").await?;
@@ -67,7 +71,7 @@ pub(super) async fn handle(
         prompts,
         n,
         sampling,
-        max_new: Some(max_new),
+        max_new,
         stop,
         stop_tokens: model.tokenizer.eos_tokens().into(),
         constraint,

@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use quern_scheduler::request::Pooling;
 
+use super::admission::Wish;
 use super::completions::{checked_items, tokenised};
 use super::openai::{EmbeddingObject, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage, Vector};
 use super::reply::Problem;
@@ -33,7 +34,11 @@ pub(super) async fn handle(
         return Err(Problem::field("dimensions", message));
     }
     let items = checked_items(request.input, "input", &front.limits)?;
-    let terms = front.terms(&context, &headers, request.user.as_deref(), request.priority, items.len())?;
+    let mut terms =
+        front.terms(&context, &headers, request.user.as_deref(), request.priority, items.len())?;
+    // An embedding has no new tokens, and a policy may grant no less than one.
+    let wish = Wish { body_bytes: received.len(), max_new: Some(1), headers: &headers };
+    front.admit(&model, &mut terms, &wish)?;
     let places = front.reserve(&model, items.len())?;
 
     let prompts = tokenised(&model, items, "input").await?;

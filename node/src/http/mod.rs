@@ -10,6 +10,8 @@
 mod accept;
 mod activity;
 mod admin;
+mod admin_policies;
+mod admission;
 mod auth;
 mod body;
 mod budget;
@@ -38,6 +40,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::policies::Policies;
 use crate::serving::{Model, Tenants};
 
 pub use accept::{serve_admin, serve_public};
@@ -77,6 +80,8 @@ pub struct Settings {
     pub stuck_after: Duration,
     /// The `Server` header; empty sends none.
     pub server_header: String,
+    /// Headers of a request that admission policies may see.
+    pub policy_headers: Vec<String>,
 }
 
 /// What one request may ask for, checked before any work is done for it.
@@ -119,6 +124,7 @@ impl Default for Settings {
             api_keys_file: None,
             stuck_after: Duration::from_secs(30),
             server_header: concat!("quern/", env!("CARGO_PKG_VERSION")).to_owned(),
+            policy_headers: Vec::new(),
         }
     }
 }
@@ -149,6 +155,7 @@ pub enum ServeError {
 /// What both listeners share: the served models and whether they may be asked.
 pub struct Node {
     models: Vec<Arc<Model>>,
+    policies: Option<Policies>,
     render_metrics: RenderMetrics,
     tenants: Tenants,
     loading: AtomicBool,
@@ -163,9 +170,20 @@ impl Node {
     /// A node that serves `models`; the first is the default one.
     #[must_use]
     pub fn new(models: Vec<Arc<Model>>, render_metrics: RenderMetrics) -> Arc<Node> {
+        Node::with_policies(models, None, render_metrics)
+    }
+
+    /// As [`Node::new`], and policies are asked.
+    #[must_use]
+    pub fn with_policies(
+        models: Vec<Arc<Model>>,
+        policies: Option<Policies>,
+        render_metrics: RenderMetrics,
+    ) -> Arc<Node> {
         let boot = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
         Arc::new(Node {
             models,
+            policies,
             render_metrics,
             tenants: Tenants::default(),
             loading: AtomicBool::new(false),
@@ -186,6 +204,12 @@ impl Node {
     #[must_use]
     pub fn models(&self) -> &[Arc<Model>] {
         &self.models
+    }
+
+    /// When the node's clock began, by which policies are told the time.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// Says whether a token can be served yet; `/ready` fails while it cannot.
@@ -209,6 +233,10 @@ impl Node {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.models.iter().all(|model| model.handle.is_idle())
+    }
+
+    pub(crate) fn policies(&self) -> Option<&Policies> {
+        self.policies.as_ref()
     }
 
     /// Names of tenants, interned for the scheduler.

@@ -10,6 +10,7 @@ use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{Method, Response, StatusCode};
 use axum::response::IntoResponse;
+use quern_extensions::Reason;
 use quern_scheduler::Refused;
 use quern_scheduler::request::Failure;
 
@@ -51,6 +52,9 @@ pub(super) enum Problem {
     Json(String),
     #[error(transparent)]
     Serving(#[from] serving::Error),
+    /// A policy said no.
+    #[error("{message}")]
+    NotAdmitted { reason: Reason, retry_after: Option<Duration>, message: String },
 }
 
 /// How a problem is told.
@@ -93,6 +97,7 @@ impl Problem {
             }
             Problem::Json(_) => Reply { code: None, ..invalid(S::BAD_REQUEST, "", "invalid") },
             Problem::Serving(error) => serving_reply(error),
+            Problem::NotAdmitted { reason, retry_after, .. } => not_admitted(*reason, *retry_after),
         }
     }
 
@@ -133,6 +138,19 @@ fn busy(code: &'static str, reason: &'static str, retry_after: Duration) -> Repl
         param: None,
         retry_after: Some(retry_after),
         reason,
+    }
+}
+
+/// What will be otherwise later is 429, what will not is 403.
+fn not_admitted(reason: Reason, retry_after: Option<Duration>) -> Reply {
+    let later = |code| busy(code, "not_admitted", retry_after.unwrap_or(Duration::from_secs(1)));
+    let never =
+        |code| Reply { kind: "permission_error", ..invalid(StatusCode::FORBIDDEN, code, "not_admitted") };
+    match reason {
+        Reason::Overloaded => later("overloaded"),
+        Reason::Quota => later("quota_exceeded"),
+        Reason::Forbidden => never("forbidden"),
+        Reason::Unservable => never("unservable"),
     }
 }
 

@@ -38,6 +38,8 @@ pub(super) struct Front {
     pub(super) write_timeout: Duration,
     /// Names the build, as `system_fingerprint`.
     pub(super) fingerprint: String,
+    /// See [`Settings::policy_headers`].
+    pub(super) policy_headers: Vec<String>,
     keys: Option<Keys>,
     body: BodyLimits,
     server: Option<HeaderValue>,
@@ -62,6 +64,7 @@ pub(super) fn public(node: Arc<Node>, settings: &Settings) -> Result<Router, Ser
         limits: settings.limits.clone(),
         write_timeout: settings.write_timeout,
         fingerprint: format!("quern-{}", env!("CARGO_PKG_VERSION")),
+        policy_headers: settings.policy_headers.clone(),
         keys: settings.api_keys_file.as_deref().map(Keys::load).transpose()?,
         body: BodyLimits {
             max_bytes: settings.max_body_bytes,

@@ -123,7 +123,7 @@ impl Generation {
         }
         Ok(Generation {
             open: choices.len(),
-            observer: Observer::new(terms.arrived, choices.len(), prompt_tokens),
+            observer: Observer::new(terms.arrived, choices.len(), prompt_tokens, Arc::clone(&model.recent)),
             choices,
             events,
             prompt_tokens,
@@ -229,6 +229,7 @@ impl Generation {
     }
 
     fn end(&mut self, idx: usize) {
+        self.observer.ended(idx);
         let choice = &mut self.choices[idx];
         choice.ended = true;
         choice.enough.say();

@@ -13,6 +13,7 @@ mod generation;
 mod grammar;
 mod observe;
 pub mod prompt;
+mod recent;
 mod sink;
 mod tenants;
 
@@ -30,6 +31,7 @@ pub use error::Error;
 pub use generation::{Ask, Generation, Update, What};
 pub use grammar::compile;
 pub use prompt::Prompt;
+pub use recent::Recent;
 pub use tenants::Tenants;
 
 /// A served model: its scheduler, and what turns text into its tokens and back.
@@ -40,6 +42,8 @@ pub struct Model {
     pub created: u64,
     /// The way to its scheduler.
     pub handle: Handle,
+    /// How its last requests fared.
+    pub recent: Arc<Recent>,
     /// Text to tokens and back.
     pub tokenizer: Arc<Tokenizer>,
     /// Conversations to text, where the model has a template.

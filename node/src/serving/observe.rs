@@ -1,10 +1,11 @@
 //! Metrics of requests as clients feel them. The scheduler has its own.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use metrics::{Counter, Histogram, counter, histogram};
 
-use super::Finish;
+use super::{Finish, Recent};
 
 /// Measures one request's tokens.
 pub(super) struct Observer {
@@ -12,28 +13,58 @@ pub(super) struct Observer {
     first_token: Histogram,
     inter_token: Histogram,
     generated: Counter,
-    /// When each choice's last token came.
-    last: Vec<Option<Instant>>,
+    /// When each choice's first and last token came, and how many there were.
+    choices: Vec<Option<Seen>>,
+    recent: Arc<Recent>,
+}
+
+#[derive(Clone, Copy)]
+struct Seen {
+    first: Instant,
+    last: Instant,
+    num_tokens: u32,
 }
 
 impl Observer {
-    pub(super) fn new(arrived: Instant, num_choices: usize, prompt_tokens: usize) -> Observer {
+    pub(super) fn new(
+        arrived: Instant,
+        num_choices: usize,
+        prompt_tokens: usize,
+        recent: Arc<Recent>,
+    ) -> Observer {
         counter!("quern_prompt_tokens_total").increment(prompt_tokens as u64);
         Observer {
             arrived,
             first_token: histogram!("quern_time_to_first_token_seconds"),
             inter_token: histogram!("quern_inter_token_latency_seconds"),
             generated: counter!("quern_generated_tokens_total"),
-            last: vec![None; num_choices],
+            choices: vec![None; num_choices],
+            recent,
         }
     }
 
     pub(super) fn token(&mut self, choice: usize) {
         let now = Instant::now();
         self.generated.increment(1);
-        match self.last[choice].replace(now) {
-            None => self.first_token.record(now.duration_since(self.arrived).as_secs_f64()),
-            Some(last) => self.inter_token.record(now.duration_since(last).as_secs_f64()),
+        self.recent.token();
+        match &mut self.choices[choice] {
+            seen @ None => {
+                let after = now.duration_since(self.arrived);
+                self.first_token.record(after.as_secs_f64());
+                self.recent.first_token(after);
+                *seen = Some(Seen { first: now, last: now, num_tokens: 1 });
+            }
+            Some(seen) => {
+                self.inter_token.record(now.duration_since(seen.last).as_secs_f64());
+                (seen.last, seen.num_tokens) = (now, seen.num_tokens + 1);
+            }
+        }
+    }
+
+    /// The choice has all its tokens.
+    pub(super) fn ended(&self, choice: usize) {
+        if let Some(seen) = self.choices[choice].filter(|seen| seen.num_tokens > 1) {
+            self.recent.between_tokens(seen.last.duration_since(seen.first) / (seen.num_tokens - 1));
         }
     }
 }

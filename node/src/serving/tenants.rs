@@ -1,7 +1,7 @@
 //! Names of tenants, interned: the scheduler and its policies compare numbers.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use quern_scheduler::request::NameIx;
 
@@ -15,7 +15,14 @@ const MAX_NAME_BYTES: usize = 128;
 /// Gives each name a number from 1; 0 is "none".
 #[derive(Debug, Default)]
 pub struct Tenants {
-    names: Mutex<HashMap<String, NameIx>>,
+    names: Mutex<Names>,
+}
+
+#[derive(Debug, Default)]
+struct Names {
+    numbers: HashMap<Arc<str>, NameIx>,
+    /// Name `n` has number `n + 1`.
+    names: Vec<Arc<str>>,
 }
 
 impl Tenants {
@@ -27,14 +34,23 @@ impl Tenants {
         }
         let name = cut(name);
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&number) = names.get(name) {
+        if let Some(&number) = names.numbers.get(name) {
             return number;
         }
-        let number = NameIx::try_from(names.len() + 1).unwrap_or(NameIx::MAX);
-        if names.len() < MAX_NAMES {
-            names.insert(name.to_owned(), number);
+        let number = NameIx::try_from(names.names.len() + 1).unwrap_or(NameIx::MAX);
+        if names.names.len() < MAX_NAMES {
+            let name: Arc<str> = name.into();
+            names.numbers.insert(Arc::clone(&name), number);
+            names.names.push(name);
         }
         number
+    }
+
+    /// The name of a number; `None` for "none", and for all that share the last one.
+    #[must_use]
+    pub fn name(&self, number: NameIx) -> Option<Arc<str>> {
+        let idx = (number as usize).checked_sub(1)?;
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).names.get(idx).cloned()
     }
 }
 
@@ -57,6 +73,8 @@ mod tests {
         assert_ne!(alice, 0);
         assert_ne!(tenants.intern("bob"), alice);
         assert_eq!(tenants.intern("alice"), alice);
+        assert_eq!(tenants.name(alice).as_deref(), Some("alice"));
+        assert_eq!((tenants.name(0), tenants.name(99)), (None, None));
         for idx in 0..MAX_NAMES {
             let _ = tenants.intern(&format!("tenant {idx}"));
         }

@@ -112,6 +112,7 @@ pub async fn start(options: Options) -> Server {
         id: MODEL.to_owned(),
         created: 1_700_000_000,
         handle,
+        recent: Arc::default(),
         tokenizer: Arc::clone(&TEXT.tokenizer),
         template: Some(Arc::clone(&TEXT.template)),
         constraints: Arc::clone(&TEXT.constraints),

@@ -9,7 +9,7 @@ use super::harness::{Bench, Stream, greedy, prompt};
 use crate::draft::{Drafter, PromptLookup};
 use crate::plan::{Plan, Planner, Snapshot};
 use crate::request::{Event, Failure, FinishReason, Pooling, Work};
-use crate::{Preemption, Refused, SchedulerConfig};
+use crate::{Limits, Preemption, Refused, SchedulerConfig};
 
 #[test]
 fn greedy_tokens_are_those_of_the_engine_alone() {
@@ -318,4 +318,43 @@ fn drafts_save_steps_and_change_no_token() {
     let without = asked(None);
     let with = asked(Some(Box::new(PromptLookup::default())));
     assert!(with < without, "{with} steps with drafts, {without} without");
+}
+
+#[test]
+fn limits_change_while_sequences_run() {
+    let config = SchedulerConfig { max_running: 4, ..SchedulerConfig::default() };
+    let mut bench = Bench::new(Bench::tiny(1024, 8), config);
+    let prompts: Vec<_> = (0..6).map(|salt| prompt(salt, 5)).collect();
+    let streams: Vec<_> = prompts.iter().map(|prompt| bench.ask(prompt, 20)).collect();
+    bench.turn();
+    assert_eq!(bench.scheduler.running.len(), 4);
+    let before = bench.handle.pace();
+    assert_eq!((before.limits.max_running, before.num_steps), (4, 1));
+    assert_eq!(before.waiting_tokens, 10);
+    // More rows than the engine can: it takes what it can.
+    let wait_window = Duration::from_millis(3);
+    let limits = Limits { max_running: 2, token_budget: usize::MAX, wait_window, ..before.limits };
+    bench.handle.set_limits(limits).unwrap();
+    bench.run(100);
+    for (prompt, stream) in prompts.iter().zip(&streams) {
+        assert_eq!(stream.tokens(), bench.expected(AdapterId::BASE, prompt, 20));
+    }
+    let after = bench.handle.pace().limits;
+    assert_eq!((after.max_running, after.token_budget, after.wait_window), (2, 64, wait_window));
+}
+
+#[test]
+fn the_cache_keeps_no_more_than_it_may() {
+    let config = SchedulerConfig { max_cached: 50, ..SchedulerConfig::default() };
+    let mut bench = Bench::new(FakeConfig::default(), config);
+    for salt in 0..5 {
+        let stream = bench.ask(&prompt(salt, 40), 10);
+        bench.run(20);
+        assert_eq!(stream.tokens(), bench.expected(AdapterId::BASE, &prompt(salt, 40), 10));
+        assert!(bench.scheduler.cache.used() <= 50);
+    }
+    // The last prompt is what was kept.
+    let again = bench.ask(&prompt(4, 40), 1);
+    bench.run(5);
+    assert!(again.cached() > Some(30));
 }

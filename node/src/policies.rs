@@ -1,0 +1,162 @@
+//! Policies at work: the places that the configuration names, and what the node
+//! asks of them.
+//!
+//! A place may have any hooks. Where several have the same one, they are asked
+//! in the order of the configuration, and the first that has an opinion decides;
+//! the node's own way is the last. This folder must not know HTTP, nor how a
+//! policy is run: that is `quern_extensions`.
+
+mod chain;
+mod tuning;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use quern_extensions::watch::Watch;
+use quern_extensions::{
+    AdmissionRequest, Decision, EngineError, EngineSettings, Hook, LoadError, NodeLoad, PolicyEngine,
+    Settings, Slot, Source, StepLimits,
+};
+use quern_scheduler::plan::Planner;
+
+pub use tuning::{keep_tuning, node_load};
+
+/// One place, as it is configured.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Its name, limits and trust.
+    pub settings: Settings,
+    /// What serves there from the start.
+    pub file: Option<PathBuf>,
+    /// Load the file again when it changes.
+    pub watch: bool,
+}
+
+/// Why there are no policies.
+#[derive(Debug, thiserror::Error)]
+pub enum PoliciesError {
+    /// The sandbox cannot be set up on this machine.
+    #[error("policies: {0}")]
+    Engine(#[from] EngineError),
+    /// The system gives no thread for watching a file.
+    #[error("policies: no thread to watch a file: {0}")]
+    Watch(std::io::Error),
+    /// A configured policy cannot serve.
+    #[error("policy `{name}`: {file}: {source}")]
+    Load {
+        /// Its place.
+        name: String,
+        /// Its file.
+        file: PathBuf,
+        /// Why.
+        source: Box<LoadError>,
+    },
+}
+
+/// All places. Cheap to clone.
+#[derive(Clone)]
+pub struct Policies {
+    places: Arc<[Slot]>,
+    /// Kept, because dropping one ends it.
+    _watches: Arc<[Watch]>,
+}
+
+impl Policies {
+    /// Loads what the configuration names. Blocks while it is compiled.
+    ///
+    /// # Errors
+    /// [`PoliciesError`] for the first that cannot serve.
+    pub fn start(places: &[Place]) -> Result<Policies, PoliciesError> {
+        let engine = PolicyEngine::new(&EngineSettings::default())?;
+        let (mut slots, mut watches) = (Vec::new(), Vec::new());
+        for place in places {
+            let slot = Slot::new(&engine, place.settings.clone());
+            if let Some(file) = &place.file {
+                let loaded =
+                    slot.load(&Source::File(file.clone())).map_err(|source| PoliciesError::Load {
+                        name: place.settings.name.clone(),
+                        file: file.clone(),
+                        source: Box::new(source),
+                    })?;
+                tracing::info!(
+                    policy = place.settings.name,
+                    name = loaded.name,
+                    version = loaded.version,
+                    hooks = ?loaded.hooks,
+                    digest = loaded.digest,
+                    "policy loaded"
+                );
+                if place.watch {
+                    watches.push(Watch::start(&slot, file).map_err(PoliciesError::Watch)?);
+                }
+            }
+            slots.push(slot);
+        }
+        Ok(Policies { places: slots.into(), _watches: watches.into() })
+    }
+
+    /// The places, in the order in which they are asked.
+    #[must_use]
+    pub fn places(&self) -> &[Slot] {
+        &self.places
+    }
+
+    /// The place of that name.
+    #[must_use]
+    pub fn place(&self, name: &str) -> Option<&Slot> {
+        self.places.iter().find(|slot| slot.name() == name)
+    }
+
+    /// A planner for one step loop. Blocks while instances are made.
+    #[must_use]
+    pub fn planner(&self) -> Box<dyn Planner> {
+        Box::new(chain::Chain::new(self.places.iter().map(Slot::planner).collect()))
+    }
+
+    /// Whether anybody decides on admission now.
+    #[must_use]
+    pub fn admits(&self) -> bool {
+        self.places.iter().any(|slot| slot.serves(Hook::Admission))
+    }
+
+    /// Whether to serve a request; `None` is yes, as it is.
+    #[must_use]
+    pub fn decide(&self, request: &AdmissionRequest, load: &NodeLoad) -> Option<Decision> {
+        self.places
+            .iter()
+            .filter(|slot| slot.serves(Hook::Admission))
+            .find_map(|slot| slot.decide(request, load))
+    }
+
+    /// How large steps may be; `None` leaves it.
+    #[must_use]
+    pub fn tune(&self, load: &NodeLoad) -> Option<StepLimits> {
+        self.places.iter().filter(|slot| slot.serves(Hook::Batcher)).find_map(|slot| slot.tune(load))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_cannot_load_is_named_with_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("broken.wasm");
+        std::fs::write(&file, b"\0asm broken").unwrap();
+        let place = Place { settings: Settings::named("first"), file: Some(file.clone()), watch: false };
+        let told = Policies::start(&[place]).err().expect("it is no policy").to_string();
+        assert!(told.contains("`first`") && told.contains(&*file.to_string_lossy()), "{told}");
+    }
+
+    #[test]
+    fn an_empty_place_has_no_opinion() {
+        let place = Place { settings: Settings::named("main"), file: None, watch: true };
+        let policies = Policies::start(&[place]).unwrap();
+        assert!(!policies.admits());
+        assert!(policies.decide(&AdmissionRequest::default(), &NodeLoad::default()).is_none());
+        assert!(policies.tune(&NodeLoad::default()).is_none());
+        assert!(policies.planner().plan(&quern_scheduler::plan::Snapshot::default()).is_none());
+        assert!(policies.place("main").is_some() && policies.place("other").is_none());
+    }
+}
