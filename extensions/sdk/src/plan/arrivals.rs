@@ -22,9 +22,10 @@ impl Arrivals {
         self.at_us(running.id[row]).map(|at_us| step.now_us.saturating_sub(at_us))
     }
 
-    /// Takes in what a plan starts, and forgets those who run no more.
+    /// Takes in what a plan starts, and sooner or later forgets those who run no more.
     pub fn note(&mut self, step: &Step, waiting: &Waiting, running: &Running, plan: &Plan) {
-        if !self.known.is_empty() {
+        // Now and then is enough to keep memory bounded.
+        if self.known.len() > 2 * running.len() + 64 {
             let mut ids = running.id.clone();
             ids.sort_unstable();
             self.known.retain(|(id, _)| ids.binary_search(id).is_ok());
