@@ -8,7 +8,7 @@ ARGS ?=
 URL ?= http://127.0.0.1:8080
 WORKLOAD ?= chat
 
-.PHONY: help deps build serve test lint bench clean
+.PHONY: help deps build guests serve test lint bench clean
 
 help:            ## Show these lines
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p; s/^\([a-z]*\):  *## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -19,10 +19,13 @@ deps:            ## Install what the system lacks (apt), and check for Rust
 build: deps      ## Build target/release/quern and quern-bench
 	cargo build --release --workspace --bins
 
+guests: deps     ## Build the policies for WebAssembly: target/guests/NAME.wasm
+	@extensions/build-guests
+
 serve: build     ## Build, fetch the default model, serve it on 127.0.0.1:8080
 	$(BIN)/quern serve --first-curl $(ARGS)
 
-test: build      ## Run every test that needs no GPU, the default model's among them
+test: build guests  ## Run every test that needs no GPU, the default model's among them
 	@.ci/test
 
 lint: deps       ## Check formatting, clippy's warnings and the rules between crates

@@ -1,0 +1,188 @@
+//! Tenants share a node by the tokens that they were served.
+//!
+//! A virtual token counter (Sheng et al., "Fairness in Serving Large Language
+//! Models", OSDI 2024) for each tenant counts what it was served: tokens of its
+//! prompts, and tokens generated, which count more for they cost more. The tenant
+//! with the smallest counter starts next. One that comes back after a pause is
+//! lifted to the least of the others, so that idling saves up no claim. While two
+//! tenants have work, neither gets ahead of the other by more than what was under
+//! way, however much it sends; and no capacity is left idle for it.
+//!
+//! Beyond the paper: a tenant without its share of places does not wait until one
+//! of a greedy tenant's answers ends; the greedy tenant's youngest is paused.
+#![deny(missing_docs)]
+
+use std::collections::VecDeque;
+
+use quern_policy_sdk::prelude::*;
+
+mod ledger;
+
+use ledger::Ledger;
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct TenantFair {
+    turns: AdapterTurns,
+    ledger: Ledger,
+    preempts: bool,
+}
+
+impl Default for TenantFair {
+    fn default() -> Self {
+        TenantFair { turns: AdapterTurns::default(), ledger: Ledger::with_output_weight(2), preempts: true }
+    }
+}
+
+impl Policy for TenantFair {
+    fn init(&mut self, saved: Option<&[u8]>) -> Result<(), String> {
+        let mut settings = Settings::default();
+        self.ledger = Ledger::with_output_weight(settings.number("output-weight", 2, 0..=1000));
+        self.preempts = settings.flag("preempt", true);
+        self.turns = AdapterTurns::with_quantum(settings.number("quantum-steps", 16, 1..=100_000));
+        settings.done()?;
+        self.ledger.restore(saved.unwrap_or_default());
+        Ok(())
+    }
+
+    fn save(&self) -> Vec<u8> {
+        self.ledger.save()
+    }
+}
+
+impl SchedulerPolicy for TenantFair {
+    fn plan(&mut self, step: &Step, waiting: &Waiting, running: &Running) -> Answer<Plan> {
+        self.ledger.settle(waiting, running);
+        let queues = Queues::new(waiting, &self.ledger);
+        let (ledger, preempts) = (&self.ledger, self.preempts);
+        let plan = self.turns.plan(step, waiting, running, |plan| {
+            let of_running = |row: usize| (ledger.served(running.tenant[row]), running.id[row]);
+            plan.decode(of_running);
+            let mut begun = plan.prefilling();
+            begun.sort_by_key(|&row| of_running(row));
+            let begun = begun.into_iter().map(|row| (row, of_running(row).0)).collect();
+            if let Some(blocked) = queues.clone().serve(plan, waiting, begun)
+                && preempts
+                && let Some(victim) = victim_for(waiting.tenant[blocked], plan, step, running, &queues)
+            {
+                plan.pause(victim);
+                plan.try_start(blocked);
+            }
+        });
+        self.ledger.charge(waiting, &plan);
+        Ok(Some(plan))
+    }
+}
+
+/// Bits of a row's number in a sort key; more rows than that are not looked at.
+const ROW_BITS: u32 = 24;
+
+/// One tenant's rows among those that wait.
+#[derive(Debug, Clone, Copy)]
+struct Queue {
+    tenant: u32,
+    served: u64,
+    /// Of `Queues::rows`, half-open.
+    next: usize,
+    end: usize,
+}
+
+/// Those who wait, by tenant; each tenant's own by urgency and arrival.
+#[derive(Debug, Clone)]
+struct Queues {
+    rows: Vec<u32>,
+    queues: Vec<Queue>,
+}
+
+impl Queues {
+    fn new(waiting: &Waiting, ledger: &Ledger) -> Queues {
+        // One number for each row sorts several times as fast as three: tenant,
+        // then the least urgent last, then arrival.
+        let mut keys: Vec<u64> = (waiting.tenant.iter().zip(&waiting.priority).zip(0..1 << ROW_BITS))
+            .map(|((&tenant, &priority), row)| {
+                let urgency = u64::from(u8::MAX - priority);
+                u64::from(tenant) << (ROW_BITS + 8) | urgency << ROW_BITS | row
+            })
+            .collect();
+        keys.sort_unstable();
+        let rows: Vec<u32> = keys.iter().map(|key| (key & ((1 << ROW_BITS) - 1)) as u32).collect();
+        let mut queues: Vec<Queue> = Vec::new();
+        for (place, &row) in rows.iter().enumerate() {
+            let tenant = waiting.tenant[row as usize];
+            match queues.last_mut() {
+                Some(queue) if queue.tenant == tenant => queue.end += 1,
+                _ => {
+                    let served = ledger.served(tenant);
+                    queues.push(Queue { tenant, served, next: place, end: place + 1 });
+                }
+            }
+        }
+        Queues { rows, queues }
+    }
+
+    /// Serves the next of whoever was served least, again and again: a prompt that
+    /// has begun, of which `begun` has row and what its tenant was served, or a row
+    /// that waits. Gives back who found no room to start.
+    fn serve(
+        mut self,
+        plan: &mut PlanBuilder<'_>,
+        waiting: &Waiting,
+        begun: VecDeque<(usize, u64)>,
+    ) -> Option<usize> {
+        let mut begun = begun;
+        let mut blocked = None;
+        loop {
+            let open = self.queues.iter_mut().filter(|queue| queue.next < queue.end);
+            let next = open.min_by_key(|queue| queue.served);
+            let next = next.filter(|_| blocked.is_none());
+            let is_begun = begun
+                .front()
+                .is_some_and(|&(_, served)| next.as_ref().is_none_or(|queue| served <= queue.served));
+            if is_begun {
+                let (row, _) = begun.pop_front()?;
+                if !plan.prefill(row) {
+                    return None;
+                }
+                continue;
+            }
+            let Some(queue) = next else { return blocked };
+            let row = self.rows[queue.next] as usize;
+            queue.next += 1;
+            match plan.try_start(row) {
+                Start::Started(_) => queue.served += u64::from(waiting.work(row)),
+                Start::NotNow => {}
+                Start::NoRows => return None,
+                Start::NoSlot | Start::NoState => blocked = Some(row),
+            }
+        }
+    }
+}
+
+/// The youngest of a tenant that runs more than its share, if the one who waits
+/// runs less than its own.
+fn victim_for(
+    tenant: u32,
+    plan: &PlanBuilder<'_>,
+    step: &Step,
+    running: &Running,
+    queues: &Queues,
+) -> Option<usize> {
+    let mut places: Vec<(u32, u32)> = queues.queues.iter().map(|queue| (queue.tenant, 0)).collect();
+    for (_, &tenant) in running.tenant.iter().enumerate().filter(|&(row, _)| !plan.is_paused(row)) {
+        match places.iter_mut().find(|(other, _)| *other == tenant) {
+            Some((_, places)) => *places += 1,
+            None => places.push((tenant, 1)),
+        }
+    }
+    // As many as run if everybody had the same; at least one.
+    let all: u32 = places.iter().map(|&(_, places)| places).sum();
+    let share = (all.min(step.max_running) / places.len().max(1) as u32).max(1);
+    let own = places.iter().find(|&&(other, _)| other == tenant).map_or(0, |&(_, places)| places);
+    let &(greedy, most) = places.iter().max_by_key(|&&(_, places)| places)?;
+    if own >= share || most <= share || greedy == tenant {
+        return None;
+    }
+    (0..running.len()).rev().find(|&row| running.tenant[row] == greedy && !plan.is_paused(row))
+}
+
+export_policy!(TenantFair: scheduler);

@@ -1,0 +1,118 @@
+//! Equal service for those who want it, whoever asks most, and no idle capacity.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use quern_policy_sdk::Policy;
+use quern_policy_tenant_fair::TenantFair;
+use quern_policy_testing::rig::{Arrival, Rig, Served, percentile};
+use quern_policy_testing::{plan_of, snapshots};
+
+proptest! {
+    #[test]
+    fn plans_keep_the_rules(seen in vec(snapshots(), 1..6)) {
+        let mut policy = TenantFair::default();
+        for snapshot in seen {
+            plan_of(&mut policy, &snapshot);
+        }
+    }
+
+    #[test]
+    fn garbage_from_save_is_survived(saved in vec(any::<u8>(), 0..64), seen in snapshots()) {
+        let mut policy = TenantFair::default();
+        prop_assert!(policy.init(Some(&saved)).is_ok());
+        plan_of(&mut policy, &seen);
+    }
+}
+
+/// Tenants and how often each sends, for this long.
+fn load(tenants: &[(u32, u64)], until_us: u64) -> Vec<Arrival> {
+    let of = |&(tenant, every_us): &(u32, u64)| {
+        (0..until_us / every_us).map(move |n| Arrival {
+            at_us: n * every_us + u64::from(tenant) * 23_000,
+            prompt: 64,
+            new: 12,
+            tenant,
+            ..Arrival::default()
+        })
+    };
+    let mut arrivals: Vec<Arrival> = tenants.iter().flat_map(of).collect();
+    arrivals.sort_by_key(|arrival| arrival.at_us);
+    arrivals
+}
+
+fn p95_ttft(arrivals: &[Arrival], served: &[Served], of: impl Fn(u32) -> bool) -> u64 {
+    let own = arrivals.iter().zip(served).filter(|(arrival, _)| of(arrival.tenant));
+    percentile(own.filter_map(|(_, served)| served.ttft_us), 95)
+}
+
+#[test]
+fn a_flood_from_one_tenant_leaves_the_others_their_pace() {
+    let rig = Rig::default();
+    let calm: Vec<(u32, u64)> = (2..=5).map(|tenant| (tenant, 90_000 + u64::from(tenant) * 1000)).collect();
+    let alone = load(&calm, 8_000_000);
+    let served_alone = rig.serve(&mut TenantFair::default(), &alone);
+
+    // One more sends as much as ten of them.
+    let flooded = load(&[&[(1, 9_500)], &calm[..]].concat(), 8_000_000);
+    let served = rig.serve(&mut TenantFair::default(), &flooded);
+    let calm = p95_ttft(&alone, &served_alone, |tenant| tenant > 1);
+    let now = p95_ttft(&flooded, &served, |tenant| tenant > 1);
+    assert!(2 * now <= 3 * calm, "{now} us, {calm} us without the flood");
+    // The flood waits for itself.
+    assert!(p95_ttft(&flooded, &served, |tenant| tenant == 1) > 10 * now);
+}
+
+#[test]
+fn two_who_want_all_get_half_each() {
+    let mut rig = Rig::default();
+    rig.step.max_running = 2;
+    // The second comes later and asks in larger pieces.
+    let one = (0..300).map(|_| Arrival { tenant: 1, prompt: 30, new: 10, ..Arrival::default() });
+    let two = (0..75).map(|_| Arrival { tenant: 2, prompt: 120, new: 40, ..Arrival::default() });
+    let arrivals: Vec<Arrival> = one.chain(two).collect();
+    let served = rig.serve(&mut TenantFair::default(), &arrivals);
+    // Both want the same in all, so they end at about the same time.
+    let end = |tenant: u32| {
+        let own = arrivals.iter().zip(&served).filter(|(arrival, _)| arrival.tenant == tenant);
+        own.filter_map(|(_, served)| served.total_us).max().unwrap()
+    };
+    let (one, two) = (end(1), end(2));
+    assert!(one.abs_diff(two) * 20 < one.max(two), "{one} us and {two} us");
+}
+
+#[test]
+fn idling_saves_up_no_claim() {
+    let mut rig = Rig::default();
+    rig.step.max_running = 1;
+    // Tenant 1 works alone for a while; tenant 2 comes late with a flood.
+    let early = (0..100).map(|n| Arrival { at_us: n * 20_000, tenant: 1, new: 4, ..Arrival::default() });
+    let late = (0..100).map(|_| Arrival { at_us: 2_000_000, tenant: 2, new: 4, ..Arrival::default() });
+    let same = (0..100).map(|_| Arrival { at_us: 2_000_000, tenant: 1, new: 4, ..Arrival::default() });
+    let arrivals: Vec<Arrival> = early.chain(late).chain(same).collect();
+    let served = rig.serve(&mut TenantFair::default(), &arrivals);
+    let last =
+        |rows: std::ops::Range<usize>| served[rows].iter().filter_map(|row| row.total_us).max().unwrap();
+    let (two, one) = (last(100..200), last(200..300));
+    assert!(one.abs_diff(two) * 10 < one.max(two), "{one} us and {two} us");
+}
+
+#[test]
+fn one_tenant_alone_has_the_whole_node() {
+    let rig = Rig::default();
+    let arrivals: Vec<Arrival> = (0..8).map(|_| Arrival { new: 50, ..Arrival::default() }).collect();
+    let served = rig.serve(&mut TenantFair::default(), &arrivals);
+    // All eight places at once: nobody waits for another's end.
+    assert!(served.iter().all(|served| served.ttft_us < Some(60_000) && served.paused == 0));
+}
+
+#[test]
+fn counters_outlive_an_instance() {
+    let mut policy = TenantFair::default();
+    let arrivals = load(&[(1, 20_000), (2, 40_000)], 400_000);
+    Rig::default().serve(&mut policy, &arrivals);
+    let saved = policy.save();
+    let mut next = TenantFair::default();
+    next.init(Some(&saved)).unwrap();
+    assert!(saved.len() > 4);
+    assert_eq!(next.save(), saved);
+}
