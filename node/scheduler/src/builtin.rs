@@ -258,8 +258,7 @@ mod tests {
     /// Prefill rows of a step in which four decode beside a long prompt, when a
     /// row takes `row_us`.
     fn long_prompts_rows(row_us: u32, row_tile: u32) -> u32 {
-        let mut snapshot = Snapshot::default();
-        snapshot.step = StepInfo {
+        let step = StepInfo {
             token_budget: 512,
             max_running: 8,
             kv_free: 4096,
@@ -270,6 +269,7 @@ mod tests {
             row_tile,
             ..StepInfo::default()
         };
+        let mut snapshot = Snapshot { step, ..Snapshot::default() };
         let running = &mut snapshot.running;
         running.id = (1..=5).collect();
         running.prompt_left = vec![1, 1, 1, 1, 1500];

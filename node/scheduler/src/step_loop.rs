@@ -324,6 +324,7 @@ impl StepLoop {
         for sequence in &self.waiting {
             assert!(sequence.slot.is_none() && sequence.computed == 0 && !sequence.ended);
         }
-        assert!(self.running.len() <= self.config.max_running);
+        // A limit that was lowered meanwhile pauses nobody.
+        assert!(self.running.len() <= self.caps.max_sequences.min(self.caps.max_outputs));
     }
 }
