@@ -25,6 +25,8 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Fetch a model of the catalogue to this machine.
     Pull(PullArgs),
+    /// Write, check, measure and judge scheduling policies.
+    Policy(quern_policy_tools::PolicyArgs),
     /// Print the resolved configuration and check files, model and ports, without serving.
     Check(Box<ServeArgs>),
 }

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Ok(Cli { command: Command::Serve(args) }) => serve(&args),
         Ok(Cli { command: Command::Pull(args) }) => pull(&args),
         Ok(Cli { command: Command::Check(args) }) => check(&args),
+        Ok(Cli { command: Command::Policy(args) }) => return quern_policy_tools::run(args),
         // Help and version are answers; the rest are mistakes, which clap explains itself.
         Err(words) => words.print().map_err(failed).and(match words.use_stderr() {
             true => Err(Exit(USAGE, String::new())),
