@@ -215,11 +215,11 @@ fn request(call: u32, numbers: &mut impl FnMut() -> u32) -> AdmissionRequest {
         id: u64::from(call) + 1,
         tenant: ["", "alpha", "beta", "\u{1f33e} two words"][call as usize % 4].to_owned(),
         model: "model".to_owned(),
-        adapter: (numbers() % 2 == 0).then(|| "adapter".to_owned()),
+        adapter: numbers().is_multiple_of(2).then(|| "adapter".to_owned()),
         prompt_tokens: numbers(),
         max_new: numbers().max(1),
         priority: numbers() as u8,
-        deadline_ms: (numbers() % 2 == 0).then(&mut *numbers),
+        deadline_ms: numbers().is_multiple_of(2).then(&mut *numbers),
         attributes: vec![("x-key".to_owned(), "value".repeat((numbers() % 64) as usize))],
     }
 }

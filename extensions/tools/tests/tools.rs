@@ -1,4 +1,5 @@
 //! Check, build and bench on guests good and bad.
+#![allow(clippy::unwrap_used, reason = "a test; what builds guests is shared and no test by itself")]
 
 #[path = "../../host/tests/common/mod.rs"]
 mod common;

@@ -113,8 +113,8 @@ impl Synthetic {
         let rate = self.rate(costs, max_running);
         ensure!(rate * self.seconds < MAX_ARRIVALS as f64, "more than {MAX_ARRIVALS} requests");
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
-        let mut trace = Trace::default();
-        trace.tenants = (0..self.tenants).map(|tenant| format!("t{tenant}")).collect();
+        let tenants = (0..self.tenants).map(|tenant| format!("t{tenant}")).collect();
+        let mut trace = Trace { arrivals: Vec::new(), tenants };
         let weights = self.flood + f64::from(self.tenants - 1);
         let mut at_s = 0.0;
         loop {
