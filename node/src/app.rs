@@ -5,6 +5,7 @@
 //! to end, and drains. In between nothing is hidden: the wiring can be read here.
 
 mod check;
+mod engines;
 mod load;
 mod serve;
 
@@ -57,8 +58,8 @@ pub enum AppError {
     /// The system gave no thread or socket.
     #[error("{0}")]
     System(#[from] io::Error),
-    /// The thread that computes ended, which it only does when it fails.
-    #[error("the step loop has ended by itself")]
+    /// A thread that computes had ended, which it only does when it fails.
+    #[error("a step loop has ended by itself")]
     StepLoopEnded,
 }
 

@@ -80,6 +80,8 @@ const FLAGS: &[(&str, &str, &str, &str)] = &[
     ("target-step", "scheduler.target_step", "TIME", "How long a step should take while others decode."),
     ("speculation", "scheduler.speculation", "off|lookup|draft", "Where guesses at the next tokens come from."),
     ("draft-model", "scheduler.draft_model", "NAME|PATH", "The model that guesses."),
+    ("workers-min", "workers.min", "N", "Workers at least; 0 frees the model when nobody needs it."),
+    ("workers-max", "workers.max", "N", "Workers at most, each with a scheduler and an engine."),
     ("api-keys-file", "auth.api_keys_file", "FILE", "One API key a line."),
     ("tls-cert", "tls.cert", "FILE", "The certificate chain, PEM."),
     ("tls-key", "tls.key", "FILE", "Its private key, PEM."),

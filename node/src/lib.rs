@@ -14,3 +14,4 @@ pub mod logging;
 pub mod metrics;
 pub mod policies;
 pub mod serving;
+pub mod workers;

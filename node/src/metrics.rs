@@ -11,6 +11,8 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge}
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use quern_scheduler::Load;
 
+use crate::workers::Status;
+
 /// Histograms of whole requests and their parts, in seconds.
 const LATENCY_BUCKETS: [f64; 15] =
     [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
@@ -63,6 +65,8 @@ const COUNTERS: &[(&str, &str)] = &[
     ("quern_speculation_drafted_tokens_total", "Tokens that were guessed ahead."),
     ("quern_speculation_accepted_tokens_total", "Guessed tokens that came true."),
     ("quern_plans_total", "Planned steps, by what became of the planner's plan."),
+    ("quern_routed_requests_total", "Requests for which there was a choice of workers, by what decided."),
+    ("quern_worker_failures_total", "Workers that could not be started, died, or only failed, by kind."),
     ("quern_http_requests_total", "Answered HTTP requests, by endpoint and status."),
     ("quern_requests_refused_total", "Requests that were refused before any work, by reason."),
     ("quern_prompt_tokens_total", "Tokens of prompts."),
@@ -77,6 +81,8 @@ const GAUGES: &[(&str, &str)] = &[
     ("quern_sequences_running", "Sequences that hold key-value state and are worked on."),
     ("quern_kv_used_tokens", "Tokens of key-value state in use, cached prefixes included."),
     ("quern_kv_capacity_tokens", "Tokens of key-value state that there is room for."),
+    ("quern_workers", "Workers, by state."),
+    ("quern_workers_desired", "Workers that there should be, for an outer autoscaler too."),
     ("quern_http_connections", "Open connections to the public listener."),
     ("quern_build_info", "1, with the version and the engine as labels."),
 ];
@@ -134,8 +140,26 @@ fn describe(engine: &'static str) {
     gauge!("quern_build_info", "version" => env!("CARGO_PKG_VERSION"), "engine" => engine).set(1.0);
 }
 
+/// Sets what is known at any moment and worth knowing when somebody asks: what
+/// all workers of a model hold together.
+pub fn set_load(load: &Load) {
+    gauge!("quern_requests_queued").set(load.queued as f64);
+    gauge!("quern_sequences_waiting").set(load.waiting as f64);
+    gauge!("quern_sequences_running").set(load.running as f64);
+    gauge!("quern_kv_used_tokens").set(load.kv_used as f64);
+    gauge!("quern_kv_capacity_tokens").set(load.kv_capacity as f64);
+}
+
+/// As [`set_load`]: the workers that there are, and that there should be.
+pub fn set_workers(status: &Status) {
+    gauge!("quern_workers_desired").set(f64::from(status.wish.desired));
+    gauge!("quern_workers", "state" => "ready").set(f64::from(status.ready));
+    gauge!("quern_workers", "state" => "starting").set(f64::from(status.starting));
+    gauge!("quern_workers", "state" => "draining").set(f64::from(status.draining));
+}
+
 /// Everything as Prometheus reads it. `served` adds the names that are made for
-/// vLLM: the model's id and what its scheduler holds now.
+/// vLLM: the model's id and what its workers hold now.
 #[must_use]
 pub fn render(handle: &PrometheusHandle, served: Option<(&str, Load)>) -> String {
     let mut text = handle.render();

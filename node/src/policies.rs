@@ -15,7 +15,7 @@ use std::sync::Arc;
 use quern_extensions::watch::Watch;
 use quern_extensions::{
     AdmissionRequest, Decision, EngineError, EngineSettings, Hook, LoadError, NodeLoad, PolicyEngine,
-    Settings, Slot, Source, StepLimits,
+    Replicas, Settings, Slot, Source, StepLimits, Target, Window,
 };
 use quern_scheduler::plan::Planner;
 
@@ -67,7 +67,18 @@ impl Policies {
     /// # Errors
     /// [`PoliciesError`] for the first that cannot serve.
     pub fn start(places: &[Place]) -> Result<Policies, PoliciesError> {
-        let engine = PolicyEngine::new(&EngineSettings::default())?;
+        Policies::start_for(places, 1)
+    }
+
+    /// As [`Policies::start`], with room for so many step loops.
+    ///
+    /// # Errors
+    /// [`PoliciesError`] for the first that cannot serve.
+    pub fn start_for(places: &[Place], max_step_loops: u32) -> Result<Policies, PoliciesError> {
+        let defaults = EngineSettings::default();
+        let wanted = instances(places.len(), max_step_loops);
+        let settings = EngineSettings { max_instances: wanted.max(defaults.max_instances), ..defaults };
+        let engine = PolicyEngine::new(&settings)?;
         let (mut slots, mut watches) = (Vec::new(), Vec::new());
         for place in places {
             let slot = Slot::new(&engine, place.settings.clone());
@@ -128,11 +139,37 @@ impl Policies {
             .find_map(|slot| slot.decide(request, load))
     }
 
+    /// Whether anybody decides on workers now.
+    #[must_use]
+    pub fn scales(&self) -> bool {
+        self.places.iter().any(|slot| slot.serves(Hook::Autoscaler))
+    }
+
+    /// How many workers there should be, and the place that says so; `None`
+    /// leaves it to the node.
+    #[must_use]
+    pub fn evaluate(&self, window: &Window, replicas: Replicas) -> Option<(String, Target)> {
+        let asked = self.places.iter().filter(|slot| slot.serves(Hook::Autoscaler));
+        let mut answers =
+            asked.filter_map(|slot| Some((slot.name().to_owned(), slot.evaluate(window, replicas)?)));
+        answers.next()
+    }
+
     /// How large steps may be; `None` leaves it.
     #[must_use]
     pub fn tune(&self, load: &NodeLoad) -> Option<StepLimits> {
         self.places.iter().filter(|slot| slot.serves(Hook::Batcher)).find_map(|slot| slot.tune(load))
     }
+}
+
+/// Instances that may live at once: for each place four of hooks that are the
+/// node's, one a step loop, with one that ends beside one that starts, each with a
+/// spare, and twice that while a new version takes over; and two of a candidate.
+fn instances(num_places: usize, max_step_loops: u32) -> u32 {
+    /// Address space has an end: at some 6 GiB each, this is a few TiB.
+    const MOST: u32 = 512;
+    let of_place = max_step_loops.saturating_add(1 + 4).saturating_mul(2 * 2).saturating_add(2);
+    u32::try_from(num_places).unwrap_or(MOST).saturating_mul(of_place).min(MOST)
 }
 
 #[cfg(test)]

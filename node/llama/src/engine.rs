@@ -11,6 +11,7 @@
 //! logits computes them for all of its outputs.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use quern_engine::{
     AdapterId, Capabilities, Engine, EngineError, Output, Row, SeqId, StepOutput, check_batch,
@@ -19,12 +20,14 @@ use quern_engine::{
 use crate::config::{FlashAttention, KvType, LlamaConfig};
 use crate::ffi::{Decode, Session};
 use crate::info::ModelInfo;
-use crate::load::{self, LoadError};
+use crate::load::{LlamaModel, LoadError};
 use crate::{log, saved};
 
 /// A model in llama.cpp with one context on it.
 pub struct LlamaEngine {
     session: Session,
+    /// Kept so that others can make engines on the same weights.
+    _model: Arc<LlamaModel>,
     caps: Capabilities,
     info: ModelInfo,
     /// Tokens of each sequence.
@@ -52,7 +55,17 @@ impl LlamaEngine {
         config: &LlamaConfig,
         progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<LlamaEngine, LoadError> {
-        let (session, info) = load::load(path, config, progress)?;
+        LlamaEngine::on(&Arc::new(LlamaModel::load(path, config, progress)?))
+    }
+
+    /// Makes an engine on weights that are loaded. Its sequences, memory for them
+    /// and threads are its own; it computes beside others on the same weights.
+    ///
+    /// # Errors
+    /// [`LoadError`] when there is no room for it.
+    pub fn on(model: &Arc<LlamaModel>) -> Result<LlamaEngine, LoadError> {
+        let (session, info) = model.session()?;
+        let config = model.config();
         let wanted_len =
             if config.max_sequence_len == 0 { info.trained_context } else { config.max_sequence_len };
         let kv_capacity = session.kv_capacity();
@@ -78,6 +91,7 @@ impl LlamaEngine {
             adapter: AdapterId::BASE,
             fingerprint: saved::fingerprint(&parts),
             session,
+            _model: Arc::clone(model),
             caps,
             info,
         })

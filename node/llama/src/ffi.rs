@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::Once;
+use std::sync::{Arc, Once, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use llama_cpp_sys_2 as sys;
 use quern_engine::{Output, Row};
@@ -130,16 +130,33 @@ fn c_path(path: &Path) -> Option<CString> {
 
 // === Model ===
 
-/// Owns a loaded model. Its getters only read what never changes after loading.
-pub(crate) struct Model(NonNull<sys::llama_model>);
+/// Owns a loaded model, which several sessions may share. Its getters only read
+/// what never changes after loading.
+pub(crate) struct Model {
+    handle: NonNull<sys::llama_model>,
+    /// Guards the one thing that does change: the model's list of adapters. It
+    /// is written when one is loaded or freed, and read whenever a context plans
+    /// its computation.
+    adapters: RwLock<()>,
+}
 
 impl Drop for Model {
     fn drop(&mut self) {
-        // SAFETY: created by `Model::load`, freed only here. `Session` drops
-        // its context and adapters before its model.
-        unsafe { sys::llama_model_free(self.0.as_ptr()) }
+        // SAFETY: created by `Model::load`, freed only here. Each session holds a
+        // share of its model, and drops its context and adapters before it.
+        unsafe { sys::llama_model_free(self.handle.as_ptr()) }
     }
 }
+
+// SAFETY: llama.cpp binds a model to no thread.
+unsafe impl Send for Model {}
+
+// SAFETY: once loaded, a model is only read: llama.cpp's contexts hold it as
+// `const llama_model &`, compute with its tensors as inputs, and have backends,
+// buffers and thread pools of their own. The one exception is its set of
+// adapters, which `llama_adapter_lora_init` and `_free` write and contexts read
+// while they plan; `adapters` keeps these apart.
+unsafe impl Sync for Model {}
 
 impl Model {
     /// Loads a model; `None` when llama.cpp refuses it, with the reason in its log.
@@ -177,7 +194,8 @@ impl Model {
         params.progress_callback_user_data = (&raw mut progress).cast();
         // SAFETY: `path`, `shares` and `progress` outlive the call, and llama.cpp
         // keeps none of them; `shares` has as many entries as it reads.
-        NonNull::new(unsafe { sys::llama_model_load_from_file(path.as_ptr(), params) }).map(Model)
+        NonNull::new(unsafe { sys::llama_model_load_from_file(path.as_ptr(), params) })
+            .map(|handle| Model { handle, adapters: RwLock::new(()) })
     }
 
     /// A value of the file's metadata, as text.
@@ -187,7 +205,7 @@ impl Model {
         // SAFETY: the buffer has the length that is passed; llama.cpp ends it with a zero.
         unsafe {
             let len = sys::llama_model_meta_val_str(
-                self.0.as_ptr(),
+                self.handle.as_ptr(),
                 key.as_ptr(),
                 buffer.as_mut_ptr(),
                 buffer.len(),
@@ -201,7 +219,7 @@ impl Model {
         let mut buffer = [0 as c_char; 256];
         // SAFETY: the buffer has the length that is passed; llama.cpp ends it with a zero.
         unsafe {
-            sys::llama_model_desc(self.0.as_ptr(), buffer.as_mut_ptr(), buffer.len());
+            sys::llama_model_desc(self.handle.as_ptr(), buffer.as_mut_ptr(), buffer.len());
             text(buffer.as_ptr())
         }
     }
@@ -209,7 +227,7 @@ impl Model {
     /// Whether one token after another is computed from keys and values, and
     /// nothing else: only then can sequences be shared and cut anywhere.
     pub(crate) fn is_plain_decoder(&self) -> bool {
-        let model = self.0.as_ptr();
+        let model = self.handle.as_ptr();
         // SAFETY: the model lives; these only read it.
         unsafe {
             sys::llama_model_has_decoder(model)
@@ -222,33 +240,44 @@ impl Model {
 
     pub(crate) fn vocab_size(&self) -> usize {
         // SAFETY: the model lives, and its vocabulary as long.
-        let count = unsafe { sys::llama_vocab_n_tokens(sys::llama_model_get_vocab(self.0.as_ptr())) };
+        let count = unsafe { sys::llama_vocab_n_tokens(sys::llama_model_get_vocab(self.handle.as_ptr())) };
         usize::try_from(count).unwrap_or(0)
     }
 
     pub(crate) fn hidden_size(&self) -> usize {
         // SAFETY: the model lives; this only reads it.
-        usize::try_from(unsafe { sys::llama_model_n_embd(self.0.as_ptr()) }).unwrap_or(0)
+        usize::try_from(unsafe { sys::llama_model_n_embd(self.handle.as_ptr()) }).unwrap_or(0)
     }
 
     pub(crate) fn num_layers(&self) -> u32 {
         // SAFETY: the model lives; this only reads it.
-        u32::try_from(unsafe { sys::llama_model_n_layer(self.0.as_ptr()) }).unwrap_or(0)
+        u32::try_from(unsafe { sys::llama_model_n_layer(self.handle.as_ptr()) }).unwrap_or(0)
     }
 
     pub(crate) fn trained_context(&self) -> u32 {
         // SAFETY: the model lives; this only reads it.
-        u32::try_from(unsafe { sys::llama_model_n_ctx_train(self.0.as_ptr()) }).unwrap_or(0)
+        u32::try_from(unsafe { sys::llama_model_n_ctx_train(self.handle.as_ptr()) }).unwrap_or(0)
     }
 
     pub(crate) fn num_params(&self) -> u64 {
         // SAFETY: the model lives; this only reads it.
-        unsafe { sys::llama_model_n_params(self.0.as_ptr()) }
+        unsafe { sys::llama_model_n_params(self.handle.as_ptr()) }
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
         // SAFETY: the model lives; this only reads it.
-        unsafe { sys::llama_model_size(self.0.as_ptr()) }
+        unsafe { sys::llama_model_size(self.handle.as_ptr()) }
+    }
+
+    /// To be held while the list of adapters may be read. It guards nothing on
+    /// our side that a panic could leave half done.
+    fn reads_adapters(&self) -> RwLockReadGuard<'_, ()> {
+        self.adapters.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be held while the list of adapters changes.
+    fn writes_adapters(&self) -> RwLockWriteGuard<'_, ()> {
+        self.adapters.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -271,13 +300,17 @@ impl Drop for Context {
     }
 }
 
-struct Adapter(NonNull<sys::llama_adapter_lora>);
+struct Adapter {
+    handle: NonNull<sys::llama_adapter_lora>,
+    model: Arc<Model>,
+}
 
 impl Drop for Adapter {
     fn drop(&mut self) {
+        let _changes = self.model.writes_adapters();
         // SAFETY: created by `Session::load_adapter`, freed only here, before
         // its model and after the context stopped using it.
-        unsafe { sys::llama_adapter_lora_free(self.0.as_ptr()) }
+        unsafe { sys::llama_adapter_lora_free(self.handle.as_ptr()) }
     }
 }
 
@@ -353,20 +386,20 @@ pub(crate) enum Decode {
     Failed(i32),
 }
 
-/// A model, one context on it, and its adapters. Fields drop in this order:
+/// A share of a model, one context on it, and its adapters. Fields drop in this order:
 /// the context first, then what it points to.
 pub(crate) struct Session {
     context: Context,
     adapters: BTreeMap<u32, Adapter>,
-    model: Model,
+    model: Arc<Model>,
     tap: Tap,
     batch: BatchArrays,
     max_outputs: usize,
     max_sequences: u32,
 }
 
-// SAFETY: a session owns all of its handles, and llama.cpp binds none of them to
-// a thread: its thread pools are its own, and the log callback finds its state
+// SAFETY: a session owns all of its handles but the model, which may be shared,
+// and llama.cpp binds none of them to a thread: its thread pools are its own, and the log callback finds its state
 // by the calling thread. `&mut self` keeps calls apart. It is not `Sync`.
 unsafe impl Send for Session {}
 
@@ -384,7 +417,7 @@ struct BatchArrays {
 impl Session {
     /// Creates a context with checked sizes; `None` when llama.cpp refuses, with
     /// the reason in its log. `threads` are those for one row and for several.
-    pub(crate) fn new(model: Model, config: &LlamaConfig, threads: (u32, u32)) -> Option<Session> {
+    pub(crate) fn new(model: Arc<Model>, config: &LlamaConfig, threads: (u32, u32)) -> Option<Session> {
         let hidden_size = model.hidden_size();
         let state = Box::new(TapState { wanted: false, ends: false, hidden_size, rows: Vec::new() });
         let tap = Tap(NonNull::from(Box::leak(state)));
@@ -416,9 +449,12 @@ impl Session {
         params.no_perf = true;
         params.cb_eval = Some(on_tensor);
         params.cb_eval_user_data = tap.0.as_ptr().cast();
-        // SAFETY: the model lives longer than the context, and so does the tap
-        // whose address the context keeps.
-        let context = NonNull::new(unsafe { sys::llama_init_from_model(model.0.as_ptr(), params) })?;
+        let context = {
+            let _list = model.reads_adapters();
+            // SAFETY: the model lives longer than the context, and so does the tap
+            // whose address the context keeps.
+            NonNull::new(unsafe { sys::llama_init_from_model(model.handle.as_ptr(), params) })?
+        };
         Some(Session {
             context: Context(context),
             adapters: BTreeMap::new(),
@@ -466,6 +502,7 @@ impl Session {
             state.rows.clear();
         }
         let batch = self.batch.fill(rows);
+        let _list = self.model.reads_adapters();
         // SAFETY: the batch's arrays all hold `rows.len()` entries, each row with
         // one sequence, and outlive the call, which copies them.
         match unsafe { sys::llama_decode(self.context.0.as_ptr(), batch) } {
@@ -568,11 +605,15 @@ impl Session {
     /// Reads an adapter; `false` when llama.cpp refuses it, with the reason in its log.
     pub(crate) fn load_adapter(&mut self, id: u32, path: &Path) -> bool {
         let Some(path) = c_path(path) else { return false };
-        // SAFETY: the model lives longer than the adapter, and nobody else uses
-        // the model, which keeps a list of its adapters.
-        let adapter =
-            NonNull::new(unsafe { sys::llama_adapter_lora_init(self.model.0.as_ptr(), path.as_ptr()) });
-        adapter.map(|adapter| self.adapters.insert(id, Adapter(adapter))).is_some()
+        let handle = {
+            let _changes = self.model.writes_adapters();
+            // SAFETY: the model lives longer than the adapter, and nobody reads the
+            // list that the model keeps of its adapters meanwhile.
+            NonNull::new(unsafe { sys::llama_adapter_lora_init(self.model.handle.as_ptr(), path.as_ptr()) })
+        };
+        let Some(handle) = handle else { return false };
+        self.adapters.insert(id, Adapter { handle, model: Arc::clone(&self.model) });
+        true
     }
 
     /// Whether an adapter is loaded under this number.
@@ -584,10 +625,11 @@ impl Session {
     pub(crate) fn use_adapter(&mut self, id: Option<u32>) -> bool {
         let mut adapter = match id.map(|id| self.adapters.get(&id)) {
             Some(None) => return false,
-            Some(Some(adapter)) => adapter.0.as_ptr(),
+            Some(Some(adapter)) => adapter.handle.as_ptr(),
             None => std::ptr::null_mut(),
         };
         let mut scale = 1.0;
+        let _list = self.model.reads_adapters();
         // SAFETY: lists of one entry each, or none, which the call copies. The
         // adapter stays until `forget_adapter` or the session's end.
         unsafe {

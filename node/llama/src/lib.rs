@@ -2,8 +2,8 @@
 //! llama-cpp-sys-2 builds.
 //!
 //! Only `ffi.rs` names C symbols and holds `unsafe`. Nothing here knows
-//! requests, queues, text or HTTP. Start with [`LlamaEngine::load`]; what can be
-//! chosen is in [`LlamaConfig`].
+//! requests, queues, text or HTTP. Start with [`LlamaEngine::load`], or, where several
+//! engines share weights, with [`LlamaModel`]; what can be chosen is in [`LlamaConfig`].
 //!
 //! The instruction set is chosen at run time: ggml's plug-ins must lie beside
 //! the executable, in `backends` beside it, or in the folder that
@@ -24,4 +24,4 @@ pub use backends::BACKENDS_DIR_VARIABLE;
 pub use config::{ConfigError, FlashAttention, KvType, LlamaConfig, MAX_SEQUENCES, Split, physical_cores};
 pub use engine::LlamaEngine;
 pub use info::{Device, ModelInfo};
-pub use load::LoadError;
+pub use load::{LlamaModel, LoadError};

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::config::{ConfigError, LlamaConfig, physical_cores};
 use crate::ffi::{self, Model, Session};
@@ -89,54 +89,96 @@ pub enum LoadError {
     Cancelled,
 }
 
-/// Loads a model and makes a context on it.
-pub(crate) fn load(
-    path: &Path,
-    config: &LlamaConfig,
-    progress: &mut dyn FnMut(f32) -> bool,
-) -> Result<(Session, ModelInfo), LoadError> {
-    // llama.cpp's list of devices and its description of the system are process-wide.
+/// A model's weights, read once, for any number of engines. They stay in memory
+/// until the last share is dropped, each engine's among them.
+pub struct LlamaModel {
+    model: Arc<Model>,
+    path: PathBuf,
+    config: LlamaConfig,
+    /// For a step of one row, and of several.
+    threads: (u32, u32),
+    widened_bytes: u64,
+}
+
+impl std::fmt::Debug for LlamaModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LlamaModel").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// llama.cpp's list of devices and its description of the system are process-wide.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
-    config.validate()?;
-    if config.tensor_split.len() > ffi::max_devices() {
-        return Err(ConfigError::BadTensorSplit.into());
+impl LlamaModel {
+    /// Loads a GGUF file's weights. Blocks; `progress` is called with the part
+    /// that is loaded, from 0 to 1, and ends the loading with `false`.
+    ///
+    /// # Errors
+    /// [`LoadError`] names the file and the cause.
+    pub fn load(
+        path: &Path,
+        config: &LlamaConfig,
+        progress: &mut dyn FnMut(f32) -> bool,
+    ) -> Result<LlamaModel, LoadError> {
+        let _one_at_a_time = one_at_a_time();
+        config.validate()?;
+        if config.tensor_split.len() > ffi::max_devices() {
+            return Err(ConfigError::BadTensorSplit.into());
+        }
+        check_file(path)?;
+        ffi::route_log();
+        backends::load_once().map_err(|searched| LoadError::NoCpuBackend { searched })?;
+
+        let path_buf = path.to_path_buf();
+        let or_cores = |threads: u32| if threads == 0 { physical_cores() } else { threads };
+        let threads = (or_cores(config.threads), or_cores(config.threads_prefill));
+        let widened = widened_for_cpu(path, config, threads.1);
+        let readable = widened.as_ref().map_or_else(|| path_buf.clone(), Widened::path);
+        let mut cancelled = false;
+        let mut watched = |part: f32| {
+            cancelled = !progress(part);
+            !cancelled
+        };
+        let (model, lines) = log::capture(|| Model::load(&readable, config, &mut watched));
+        let Some(model) = model else {
+            return Err(if cancelled { LoadError::Cancelled } else { model_error(path_buf, lines.reason()) });
+        };
+        if !model.is_plain_decoder() {
+            let architecture = model.metadata("general.architecture").unwrap_or_default();
+            return Err(LoadError::UnsupportedArchitecture { path: path_buf, architecture });
+        }
+        Ok(LlamaModel {
+            model: Arc::new(model),
+            path: path_buf,
+            config: config.clone(),
+            threads,
+            widened_bytes: widened.map_or(0, |widened| widened.added_bytes),
+        })
     }
-    check_file(path)?;
-    ffi::route_log();
-    backends::load_once().map_err(|searched| LoadError::NoCpuBackend { searched })?;
 
-    let path_buf = path.to_path_buf();
-    let or_cores = |threads: u32| if threads == 0 { physical_cores() } else { threads };
-    let threads = (or_cores(config.threads), or_cores(config.threads_prefill));
-    let widened = widened_for_cpu(path, config, threads.1);
-    let readable = widened.as_ref().map_or_else(|| path_buf.clone(), Widened::path);
-    let mut cancelled = false;
-    let mut watched = |part: f32| {
-        cancelled = !progress(part);
-        !cancelled
-    };
-    let (model, lines) = log::capture(|| Model::load(&readable, config, &mut watched));
-    let Some(model) = model else {
-        return Err(if cancelled { LoadError::Cancelled } else { model_error(path_buf, lines.reason()) });
-    };
-    if !model.is_plain_decoder() {
-        let architecture = model.metadata("general.architecture").unwrap_or_default();
-        return Err(LoadError::UnsupportedArchitecture { path: path_buf, architecture });
+    /// Makes a context on the model, with state and threads of its own.
+    pub(crate) fn session(&self) -> Result<(Session, ModelInfo), LoadError> {
+        let _one_at_a_time = one_at_a_time();
+        let model = Arc::clone(&self.model);
+        let (session, lines) = log::capture(|| Session::new(model, &self.config, self.threads));
+        let Some(session) = session else {
+            let (path, reason) = (self.path.clone(), lines.reason());
+            return Err(if is_out_of_memory(&reason) {
+                LoadError::OutOfMemory { path, reason }
+            } else {
+                LoadError::Context { path, reason }
+            });
+        };
+        let info = ModelInfo::read(&session, &lines, self.threads, self.widened_bytes);
+        Ok((session, info))
     }
 
-    let (session, lines) = log::capture(|| Session::new(model, config, threads));
-    let Some(session) = session else {
-        let reason = lines.reason();
-        return Err(if is_out_of_memory(&reason) {
-            LoadError::OutOfMemory { path: path_buf, reason }
-        } else {
-            LoadError::Context { path: path_buf, reason }
-        });
-    };
-    let info = ModelInfo::read(&session, &lines, threads, widened.map_or(0, |widened| widened.added_bytes));
-    Ok((session, info))
+    pub(crate) fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
 }
 
 /// The model as the CPU computes with it fastest, where that is not as it lies

@@ -1,11 +1,12 @@
 //! The engine on tiny random models: every contract check, and bad input.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use quern_engine::{AdapterId, Engine as _, EngineError, Output, Row, suite};
 use quern_gguf::TensorType;
 use quern_gguf::tiny::{Arch, TinySpec, write};
-use quern_llama::{FlashAttention, KvType, LlamaConfig, LlamaEngine, LoadError};
+use quern_llama::{FlashAttention, KvType, LlamaConfig, LlamaEngine, LlamaModel, LoadError};
 
 /// A folder with one tiny model, removed with the value.
 struct Tiny {
@@ -134,6 +135,42 @@ fn describes_itself() {
     // llama.cpp rounds the capacity up, and a sequence may take all of it.
     assert_eq!(engine.capabilities().kv_capacity, 512);
     assert_eq!(engine.capabilities().max_sequence_len, 512);
+}
+
+/// Feeds a sequence token by token and gives all logits.
+fn all_logits(engine: &mut LlamaEngine) -> Vec<f32> {
+    let rows = (0..40).map(|pos| Row {
+        seq: 1,
+        pos,
+        token: (pos * 7 + 3) % 200,
+        adapter: AdapterId::BASE,
+        output: Output::Logits,
+    });
+    let logits = rows.flat_map(|row| engine.step(&[row]).expect("it computes").logits.to_vec()).collect();
+    engine.truncate(1, 0).expect("a sequence can be dropped");
+    logits
+}
+
+#[test]
+fn engines_on_the_same_weights_compute_side_by_side() {
+    let tiny = Tiny::new(Arch::Qwen2);
+    let model = Arc::new(LlamaModel::load(&tiny.path(), &small(), &mut |_| true).expect("the model loads"));
+    suite::check_all(&mut || Box::new(LlamaEngine::on(&model).expect("another context")), CLOSE);
+
+    let [mut one, mut other] = [(); 2].map(|()| LlamaEngine::on(&model).expect("another context"));
+    let weights = Arc::downgrade(&model);
+    drop(model);
+    let alone = all_logits(&mut one);
+    let (first, second) = std::thread::scope(|scope| {
+        let first = scope.spawn(|| all_logits(&mut one));
+        let second = scope.spawn(|| all_logits(&mut other));
+        (first.join().unwrap(), second.join().unwrap())
+    });
+    assert!(alone == first && alone == second, "what others compute changes nothing");
+    drop(one);
+    assert!(weights.upgrade().is_some(), "an engine keeps its weights");
+    drop(other);
+    assert!(weights.upgrade().is_none(), "the last engine's end frees them");
 }
 
 #[test]

@@ -3,8 +3,7 @@
 //! Room is made before anything joins the batch, so that a step never finds the
 //! engine full. What a plan leaves open (chunks, the adapter) is decided here.
 
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use quern_engine::{EngineError, TokenId};
 
@@ -159,7 +158,7 @@ impl StepLoop {
         let now = Instant::now();
         let queued = now.saturating_duration_since(sequence.arrived);
         self.metrics.queue_time.record(queued.as_secs_f64());
-        self.note_turnover(now);
+        self.shared.queue.note_start();
         tracing::debug!(
             request_id = sequence.request,
             queued_us = queued.as_micros() as u64,
@@ -167,15 +166,6 @@ impl StepLoop {
             "sequence started"
         );
         sequence.send(Event::Started { queued, cached_tokens: sequence.computed as u32 });
-    }
-
-    /// Keeps a smoothed time between two starts, for `Retry-After`.
-    fn note_turnover(&mut self, now: Instant) {
-        let gap = now.saturating_duration_since(self.last_start).min(Duration::from_secs(10));
-        self.last_start = now;
-        let old = self.shared.turnover_us.load(Ordering::Relaxed);
-        let new = (old * 7 + gap.as_micros() as u64) / 8;
-        self.shared.turnover_us.store(new, Ordering::Relaxed);
     }
 
     /// Pauses a running sequence. Its state is put aside in host memory if the

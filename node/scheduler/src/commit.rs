@@ -3,6 +3,7 @@
 //! `step` computes and draws tokens; `commit` makes the books agree with what
 //! came out: guesses that failed are rolled back, those that ended leave.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use quern_engine::{Capabilities, EngineError, StepOutput};
@@ -87,6 +88,7 @@ impl StepLoop {
         costs.num_steps += 1;
         costs.last_step = took;
         self.shared.pulse.step(took);
+        self.shared.failed_steps.store(0, Ordering::Relaxed);
         self.last_adapter = self.batch.adapter.unwrap_or(self.last_adapter);
         self.metrics.step_duration.record(took.as_secs_f64());
         self.metrics.step_rows.record(self.batch.num_rows as f64);
@@ -108,6 +110,7 @@ impl StepLoop {
                 return self.preempt(last);
             }
         }
+        self.shared.failed_steps.fetch_add(1, Ordering::Relaxed);
         tracing::error!(error = %error, sequences = ids.len(), "step failed");
         for sequence in self.running.iter_mut().filter(|sequence| ids.contains(&sequence.id)) {
             sequence.poisoned = true;

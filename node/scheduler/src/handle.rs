@@ -1,45 +1,15 @@
-//! The way in: a bounded queue, a load gauge, and a pulse for health checks.
-//!
-//! A caller takes a [`Permit`] before it does any work for a request, and the
-//! permit travels with the request until it leaves the queue. So the number of
-//! queued requests is bounded where it is cheapest to say no.
+//! The way in: what is handed over, a load gauge, and a pulse for health checks.
+//! The queue that bounds it is in `queue.rs`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
 use crate::pace::{Limits, Pace, Pulse};
 use crate::plan::Planner;
+use crate::queue::{Permit, Queue, Refused};
 use crate::request::Request;
-
-/// A place in the queue. Dropping it gives the place back.
-#[derive(Debug)]
-pub struct Permit {
-    shared: Arc<Shared>,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.shared.queued.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// The queue is full, or closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// As many requests are queued as may be.
-    #[error("the queue is full")]
-    Full {
-        /// Requests in the queue.
-        queued: usize,
-        /// A guess at when a place will be free.
-        retry_after: Duration,
-    },
-    /// The scheduler is draining or has stopped.
-    #[error("the scheduler takes no new requests")]
-    Closed,
-}
 
 /// What the scheduler holds at the moment, read without a lock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,9 +32,16 @@ pub struct Load {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) started: Instant,
-    pub(crate) max_queued: usize,
-    pub(crate) queued: AtomicUsize,
+    pub(crate) queue: Queue,
     pub(crate) closed: AtomicBool,
+    /// Requests and their prompt tokens that were handed over.
+    sent: Traffic,
+    /// Those of them that the loop has taken in, as of the last published load.
+    pub(crate) seen: Traffic,
+    /// Sequences waiting or running, as of then.
+    pub(crate) inside: AtomicUsize,
+    /// Steps that the engine failed in, one after the other.
+    pub(crate) failed_steps: AtomicU32,
     pub(crate) waiting: AtomicUsize,
     pub(crate) running: AtomicUsize,
     pub(crate) kv_used: AtomicUsize,
@@ -74,20 +51,47 @@ pub(crate) struct Shared {
     pub(crate) pulse_us: AtomicU64,
     /// Whether the loop has work, so that a silent pulse means trouble.
     pub(crate) busy: AtomicBool,
-    /// Smoothed time between two requests leaving the queue, for `Retry-After`.
-    pub(crate) turnover_us: AtomicU64,
     /// Whether the step thread has ended, in whatever way.
     pub(crate) dead: AtomicBool,
     pub(crate) pulse: Pulse,
 }
 
+/// Counts of requests and of their prompt tokens.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) requests: AtomicU64,
+    pub(crate) tokens: AtomicU64,
+}
+
+/// What was handed over to a scheduler and has not ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Requests that the loop has not taken in, and sequences that wait or run.
+    pub requests: usize,
+    /// Prompt tokens of those that have not started.
+    pub tokens: u64,
+}
+
+/// What a scheduler could not take, given back.
+pub struct NotTaken {
+    /// Its place in the queue.
+    pub permit: Permit,
+    /// As it was.
+    pub request: Box<Request>,
+    /// Why.
+    pub why: Refused,
+}
+
 impl Shared {
-    pub(crate) fn new(max_queued: usize, kv_capacity: usize, limits: Limits) -> Arc<Shared> {
+    pub(crate) fn new(queue: Queue, kv_capacity: usize, limits: Limits) -> Arc<Shared> {
         Arc::new(Shared {
             started: Instant::now(),
-            max_queued,
-            queued: AtomicUsize::new(0),
+            queue,
             closed: AtomicBool::new(false),
+            sent: Traffic::default(),
+            seen: Traffic::default(),
+            inside: AtomicUsize::new(0),
+            failed_steps: AtomicU32::new(0),
             waiting: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             kv_used: AtomicUsize::new(0),
@@ -95,7 +99,6 @@ impl Shared {
             kv_capacity,
             pulse_us: AtomicU64::new(0),
             busy: AtomicBool::new(false),
-            turnover_us: AtomicU64::new(100_000),
             dead: AtomicBool::new(false),
             pulse: Pulse::new(limits),
         })
@@ -132,19 +135,7 @@ impl Handle {
         if self.shared.closed.load(Ordering::Acquire) || self.shared.dead.load(Ordering::Acquire) {
             return Err(Refused::Closed);
         }
-        let max = self.shared.max_queued;
-        let taken = self
-            .shared
-            .queued
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < max).then_some(n + 1));
-        match taken {
-            Ok(_) => Ok(Permit { shared: Arc::clone(&self.shared) }),
-            Err(queued) => {
-                let turnover = self.shared.turnover_us.load(Ordering::Relaxed);
-                let retry_after = Duration::from_micros(turnover.saturating_mul(queued as u64));
-                Err(Refused::Full { queued, retry_after })
-            }
-        }
+        self.shared.queue.reserve()
     }
 
     /// Hands a request over.
@@ -152,14 +143,30 @@ impl Handle {
     /// # Errors
     /// [`Refused::Closed`] when the step thread is gone.
     pub fn submit(&self, permit: Permit, request: Request) -> Result<(), Refused> {
-        match self.commands.try_send(Command::Submit(Box::new(request), permit)) {
-            Ok(()) => Ok(()),
+        self.offer(permit, Box::new(request)).map_err(|not_taken| not_taken.why)
+    }
+
+    /// As [`Handle::submit`], and gives back what cannot be taken.
+    ///
+    /// # Errors
+    /// [`NotTaken`] when the step thread is gone.
+    pub fn offer(&self, permit: Permit, request: Box<Request>) -> Result<(), Box<NotTaken>> {
+        let (sent, num_tokens) = (&self.shared.sent, request.prompt.len() as u64);
+        sent.requests.fetch_add(1, Ordering::AcqRel);
+        sent.tokens.fetch_add(num_tokens, Ordering::AcqRel);
+        let (command, why) = match self.commands.try_send(Command::Submit(request, permit)) {
+            Ok(()) => return Ok(()),
             // The channel holds every permit, so it is full only for other commands' sake.
-            Err(TrySendError::Full(_)) => {
-                Err(Refused::Full { queued: self.shared.max_queued, retry_after: Duration::from_secs(1) })
+            Err(TrySendError::Full(command)) => {
+                let queued = self.shared.queue.queued();
+                (command, Refused::Full { queued, retry_after: Duration::from_secs(1) })
             }
-            Err(TrySendError::Disconnected(_)) => Err(Refused::Closed),
-        }
+            Err(TrySendError::Disconnected(command)) => (command, Refused::Closed),
+        };
+        sent.requests.fetch_sub(1, Ordering::AcqRel);
+        sent.tokens.fetch_sub(num_tokens, Ordering::AcqRel);
+        let Command::Submit(request, permit) = command else { unreachable!("it was sent just now") };
+        Err(Box::new(NotTaken { permit, request, why }))
     }
 
     /// Replaces the planner at the next step boundary.
@@ -185,6 +192,12 @@ impl Handle {
         self.shared.pulse.read()
     }
 
+    /// Time spent in steps since the start: [`Pace::busy`] alone, at no cost.
+    #[must_use]
+    pub fn busy(&self) -> Duration {
+        self.shared.pulse.busy()
+    }
+
     /// Refuses new requests from now on; those inside go on.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
@@ -197,12 +210,50 @@ impl Handle {
         let _ = self.commands.send(Command::Stop);
     }
 
+    /// As [`Handle::stop`], without waiting; false while there is no room for
+    /// the command.
+    #[must_use]
+    pub fn try_stop(&self) -> bool {
+        self.close();
+        !matches!(self.commands.try_send(Command::Stop), Err(TrySendError::Full(_)))
+    }
+
+    /// What was handed over and has not ended.
+    #[must_use]
+    pub fn backlog(&self) -> Backlog {
+        let s = &self.shared;
+        let unread = |sent: &AtomicU64, seen: &AtomicU64| {
+            // In this order: what was taken in is waiting or running by then.
+            let seen = seen.load(Ordering::Acquire);
+            sent.load(Ordering::Acquire).saturating_sub(seen)
+        };
+        let requests = unread(&s.sent.requests, &s.seen.requests) as usize;
+        let tokens = unread(&s.sent.tokens, &s.seen.tokens);
+        Backlog {
+            requests: requests + s.inside.load(Ordering::Acquire),
+            tokens: tokens + s.pulse.waiting_tokens.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether all that was handed over has ended. True for good once nobody
+    /// hands anything over any more.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.backlog().requests == 0
+    }
+
+    /// How many steps the engine failed in since the last that it did not.
+    #[must_use]
+    pub fn failed_steps(&self) -> u32 {
+        self.shared.failed_steps.load(Ordering::Relaxed)
+    }
+
     /// What the scheduler holds.
     #[must_use]
     pub fn load(&self) -> Load {
         let s = &self.shared;
         Load {
-            queued: s.queued.load(Ordering::Acquire),
+            queued: s.queue.queued(),
             waiting: s.waiting.load(Ordering::Relaxed),
             running: s.running.load(Ordering::Relaxed),
             kv_used: s.kv_used.load(Ordering::Relaxed),
@@ -214,8 +265,7 @@ impl Handle {
     /// Whether nothing is queued, waiting or running.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        let load = self.load();
-        load.queued + load.waiting + load.running == 0
+        self.shared.queue.queued() == 0 && self.is_done()
     }
 
     /// How long the loop has had work without making progress; zero when idle.

@@ -20,6 +20,7 @@ mod metrics;
 mod pace;
 pub mod plan;
 pub mod prefix_cache;
+mod queue;
 pub mod request;
 pub mod sampler;
 mod sequence;
@@ -40,8 +41,9 @@ use crate::draft::Drafter;
 use crate::plan::Planner;
 use crate::step_loop::{StepCosts, StepLoop};
 
-pub use handle::{Handle, Load, Permit, Refused};
+pub use handle::{Backlog, Handle, Load, NotTaken};
 pub use pace::{Limits, Pace};
+pub use queue::{Permit, Queue, Refused};
 
 /// Places in the command channel beyond those that permits can fill.
 const SPARE_COMMANDS: usize = 16;
@@ -133,7 +135,23 @@ pub fn spawn(
     planner: Option<Box<dyn Planner>>,
     drafter: Option<Box<dyn Drafter>>,
 ) -> std::io::Result<(Handle, JoinHandle<()>)> {
-    let (scheduler, handle) = build(engine, config, planner, drafter);
+    let queue = Queue::new(config.max_queued);
+    spawn_on(&queue, engine, config, planner, drafter)
+}
+
+/// As [`spawn`], on a queue that several schedulers share; it holds no more
+/// requests than `config.max_queued`.
+///
+/// # Errors
+/// The operating system's, when it gives no thread.
+pub fn spawn_on(
+    queue: &Queue,
+    engine: Box<dyn Engine>,
+    config: SchedulerConfig,
+    planner: Option<Box<dyn Planner>>,
+    drafter: Option<Box<dyn Drafter>>,
+) -> std::io::Result<(Handle, JoinHandle<()>)> {
+    let (scheduler, handle) = build(queue, engine, config, planner, drafter);
     let thread = std::thread::Builder::new().name("quern-step".into()).spawn(move || {
         // Set in whatever way the thread ends, so that health checks see it.
         let _guard = DeadOnDrop(Arc::clone(&scheduler.shared));
@@ -143,6 +161,7 @@ pub fn spawn(
 }
 
 fn build(
+    queue: &Queue,
     engine: Box<dyn Engine>,
     config: SchedulerConfig,
     planner: Option<Box<dyn Planner>>,
@@ -155,7 +174,7 @@ fn build(
         config.max_cached = caps.kv_capacity / 8;
     }
     let (sender, commands) = mpsc::sync_channel(config.max_queued + SPARE_COMMANDS);
-    let shared = handle::Shared::new(config.max_queued, caps.kv_capacity, config.limits());
+    let shared = handle::Shared::new(queue.clone(), caps.kv_capacity, config.limits());
     let scheduler = StepLoop {
         planner: planner.unwrap_or_else(|| Box::new(BuiltinPlanner::default())),
         fallback: BuiltinPlanner::default(),
@@ -173,7 +192,8 @@ fn build(
         next_id: 0,
         last_adapter: AdapterId::BASE,
         saved_bytes: 0,
-        last_start: Instant::now(),
+        seen_requests: 0,
+        seen_tokens: 0,
         stalled: false,
         expected: 0,
         committed: Instant::now(),

@@ -1,6 +1,7 @@
-//! The scheduler's own metrics, registered once so that recording is cheap.
+//! The scheduler's own metrics, registered once so that recording is cheap. What
+//! it holds at the moment is no part of them: that is [`crate::Handle::load`].
 
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use metrics::{Counter, Histogram, counter, histogram};
 
 pub(crate) struct SchedulerMetrics {
     pub(crate) queue_time: Histogram,
@@ -17,11 +18,6 @@ pub(crate) struct SchedulerMetrics {
     pub(crate) plans_used: Counter,
     pub(crate) plans_none: Counter,
     pub(crate) plans_invalid: Counter,
-    pub(crate) waiting: Gauge,
-    pub(crate) running: Gauge,
-    pub(crate) queued: Gauge,
-    pub(crate) kv_used: Gauge,
-    pub(crate) kv_capacity: Gauge,
 }
 
 impl SchedulerMetrics {
@@ -41,11 +37,6 @@ impl SchedulerMetrics {
             plans_used: counter!("quern_plans_total", "outcome" => "used"),
             plans_none: counter!("quern_plans_total", "outcome" => "none"),
             plans_invalid: counter!("quern_plans_total", "outcome" => "invalid"),
-            waiting: gauge!("quern_sequences_waiting"),
-            running: gauge!("quern_sequences_running"),
-            queued: gauge!("quern_requests_queued"),
-            kv_used: gauge!("quern_kv_used_tokens"),
-            kv_capacity: gauge!("quern_kv_capacity_tokens"),
         }
     }
 }

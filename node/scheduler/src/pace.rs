@@ -81,6 +81,10 @@ impl Pulse {
         self.busy_us.fetch_add(u64::from(took_us), Ordering::Relaxed);
     }
 
+    pub(crate) fn busy(&self) -> Duration {
+        Duration::from_micros(self.busy_us.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn read(&self) -> Pace {
         let num_steps = self.num_steps.load(Ordering::Relaxed);
         let num_kept = KEPT.min(num_steps as usize);
@@ -94,7 +98,7 @@ impl Pulse {
         let micros = |value: &AtomicU64| Duration::from_micros(value.load(Ordering::Relaxed));
         Pace {
             num_steps,
-            busy: micros(&self.busy_us),
+            busy: self.busy(),
             step_p50: at(50),
             step_p99: at(99),
             waiting_tokens: self.waiting_tokens.load(Ordering::Relaxed),

@@ -186,6 +186,9 @@ pub enum Failure {
     /// The node stops.
     #[error("the node is shutting down")]
     ShuttingDown,
+    /// Nobody is there to compute it, and nobody could be brought.
+    #[error("no worker could be started: {0}")]
+    NoWorker(String),
 }
 
 /// Where a sequence's events go. Dropping the receiving side is a hang-up: the

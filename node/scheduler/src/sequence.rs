@@ -11,7 +11,7 @@ use quern_engine::{AdapterId, Output, SeqId, TokenId};
 
 use crate::constraint::Constraint;
 use crate::draft::DraftLength;
-use crate::handle::Permit;
+use crate::queue::Permit;
 use crate::request::{Event, FinishReason, NameIx, Pooling, RequestId, Sink};
 use crate::sampler::Sampler;
 

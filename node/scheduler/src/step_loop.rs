@@ -15,10 +15,11 @@ use crate::batch::Batch;
 use crate::builtin::BuiltinPlanner;
 use crate::cost::CostModel;
 use crate::draft::{DraftLength, Drafter};
-use crate::handle::{Command, Permit, Shared};
+use crate::handle::{Command, Shared};
 use crate::metrics::SchedulerMetrics;
 use crate::plan::{self, Plan, Planner, Snapshot, StepInfo};
 use crate::prefix_cache::{KvOp, PrefixCache};
+use crate::queue::Permit;
 use crate::request::{Event, Failure, Generate, Request, Work};
 use crate::sampler::Sampler;
 use crate::sequence::{Embedding, Generation, Sequence, Task};
@@ -55,7 +56,9 @@ pub(crate) struct StepLoop {
     pub(crate) last_adapter: AdapterId,
     /// Bytes of state put aside in host memory.
     pub(crate) saved_bytes: usize,
-    pub(crate) last_start: Instant,
+    /// Requests taken in, and their prompt tokens.
+    pub(crate) seen_requests: u64,
+    pub(crate) seen_tokens: u64,
     /// Whether the last turn could do nothing although there was work.
     pub(crate) stalled: bool,
     /// Requests that may follow on the answers which the last step finished.
@@ -169,6 +172,8 @@ impl StepLoop {
     /// Turns a request into waiting sequences, one for each choice.
     fn enqueue(&mut self, request: Request, permit: Arc<Permit>) {
         let Request { id, prompt, adapter, tenant, priority, deadline, arrived, work } = request;
+        self.seen_requests += 1;
+        self.seen_tokens += prompt.len() as u64;
         let tasks: Vec<(Task, Box<dyn crate::request::Sink>)> = match work {
             Work::Generate(generate) => self.generations(&prompt, generate),
             Work::Embed { pooling, sink } => {
@@ -298,11 +303,10 @@ impl StepLoop {
         shared.pulse.waiting_tokens.store(waiting_tokens, Ordering::Relaxed);
         shared.kv_used.store(self.cache.used(), Ordering::Relaxed);
         shared.kv_live.store(self.cache.live(), Ordering::Relaxed);
-        self.metrics.waiting.set(self.waiting.len() as f64);
-        self.metrics.running.set(self.running.len() as f64);
-        self.metrics.queued.set(shared.queued.load(Ordering::Relaxed) as f64);
-        self.metrics.kv_used.set(self.cache.used() as f64);
-        self.metrics.kv_capacity.set(self.cache.capacity() as f64);
+        shared.inside.store(self.waiting.len() + self.running.len(), Ordering::Release);
+        // Last, so that whoever sees a request taken in sees it waiting or running too.
+        shared.seen.tokens.store(self.seen_tokens, Ordering::Release);
+        shared.seen.requests.store(self.seen_requests, Ordering::Release);
     }
 
     fn fail_all(&mut self, failure: &Failure) {

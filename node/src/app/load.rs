@@ -1,24 +1,22 @@
-//! Loading: the engine with its weights, and beside it the tokenizer, the chat
-//! template and the grammar compiler, on threads of their own.
+//! Loading: the weights of the first worker's engine, and beside it the tokenizer,
+//! the chat template and the grammar compiler, on threads of their own.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use quern_engine::fake::{FakeConfig, FakeEngine};
-use quern_engine::{Capabilities, Engine};
 use quern_gguf::Gguf;
-use quern_llama::LlamaEngine;
-use quern_scheduler::draft::{Drafter, ModelDrafter, ModelDrafterConfig, PromptLookup, VocabMismatch};
+use quern_scheduler::draft::VocabMismatch;
 use quern_text::{
     ChatTemplate, ConstraintCompileError, ConstraintFactory, TemplateError, Tokenizer, TokenizerError,
 };
 
 use super::App;
-use crate::config::{Config, EngineKind, Fake, Speculation};
+use super::engines::Engines;
+use crate::config::{Config, EngineKind};
 use crate::policies::{Policies, PoliciesError};
+use crate::workers::Parts;
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -56,8 +54,12 @@ pub enum LoadError {
 
 /// Everything that a model needs to be served.
 pub(super) struct Loaded {
-    pub(super) engine: Box<dyn Engine>,
-    pub(super) drafter: Option<Box<dyn Drafter>>,
+    /// The first worker.
+    pub(super) parts: Parts,
+    /// How long it took to make.
+    pub(super) took: Duration,
+    /// Makes the others.
+    pub(super) engines: Engines,
     pub(super) text: Text,
     pub(super) policies: Policies,
     /// When the file was written, as Unix time.
@@ -73,72 +75,27 @@ pub(super) struct Text {
 
 /// Loads everything. Blocks; `cancelled` ends it early.
 pub(super) fn load(app: &App, cancelled: &AtomicBool) -> Result<Loaded, LoadError> {
-    let (engine, text, policies) = thread::scope(|scope| {
+    let began = Instant::now();
+    let weights = Engines::weights(app);
+    let (loaded, text, policies) = thread::scope(|scope| {
         let text = scope.spawn(|| load_text(&app.config, &app.gguf));
-        let policies = scope.spawn(|| Policies::start(&app.config.places()));
-        let engine = load_engine(app, cancelled);
+        let (places, workers) = (app.config.places(), app.config.workers.max);
+        let policies = scope.spawn(move || Policies::start_for(&places, workers));
+        let is_read = app.config.engine.kind == EngineKind::Llama;
+        let loaded = is_read.then(|| weights.get(cancelled)).transpose();
         let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let policies = policies.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        (engine, text, policies)
+        (loaded, text, policies)
     });
     // A policy that cannot serve is known long before a model that can.
     let policies = policies?;
-    let (engine, text) = (engine?, text?);
-    let engine = match engine {
-        Some(engine) => engine,
-        None => fake_engine(&app.config.engine.fake, text.tokenizer.vocab_size()),
-    };
-    let (model, tokenizer) = (engine.capabilities().vocab_size, text.tokenizer.vocab_size());
-    if model != tokenizer {
-        return Err(LoadError::Vocabulary { model, tokenizer });
-    }
+    // Kept until the first worker has a share of its own.
+    let (_weights, text) = (loaded?, text?);
+    let engines = Engines::new(app, weights, text.tokenizer.vocab_size(), policies.clone());
+    let parts = engines.parts(cancelled)?;
     let written = app.model.path.metadata().and_then(|meta| meta.modified()).ok();
     let created = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs());
-    let drafter = drafter(app, model, cancelled)?;
-    Ok(Loaded { engine, drafter, text, policies, created })
-}
-
-/// The configured engine; none stands for the fake one, which needs the tokenizer first.
-fn load_engine(app: &App, cancelled: &AtomicBool) -> Result<Option<Box<dyn Engine>>, LoadError> {
-    match app.config.engine.kind {
-        EngineKind::Fake => Ok(None),
-        EngineKind::Wgsl => Err(LoadError::NoSuchEngine),
-        EngineKind::Llama => Ok(Some(Box::new(llama(&app.model.path, app, cancelled)?))),
-    }
-}
-
-fn llama(path: &Path, app: &App, cancelled: &AtomicBool) -> Result<LlamaEngine, LoadError> {
-    let config = app.config.engine.llama.to_engine();
-    let mut go_on = |_part: f32| !cancelled.load(Ordering::Relaxed);
-    let engine = LlamaEngine::load(path, &config, &mut go_on)?;
-    let info = engine.model_info();
-    tracing::info!(
-        path = %path.display(),
-        model = info.description,
-        devices = ?info.devices.iter().map(|device| device.name.as_str()).collect::<Vec<_>>(),
-        size_bytes = info.size_bytes,
-        widened_bytes = info.widened_bytes,
-        kv_bytes = info.kv_bytes,
-        compute_bytes = info.compute_bytes,
-        threads = info.threads,
-        threads_prefill = info.threads_prefill,
-        "engine loaded"
-    );
-    Ok(engine)
-}
-
-fn fake_engine(fake: &Fake, vocab_size: usize) -> Box<dyn Engine> {
-    let defaults = FakeConfig::default();
-    let capabilities = Capabilities {
-        vocab_size,
-        kv_capacity: fake.kv_capacity,
-        max_sequences: fake.max_sequences,
-        max_sequence_len: fake.max_sequence_len.min(fake.kv_capacity),
-        max_rows: fake.max_rows,
-        max_outputs: fake.max_sequences.min(fake.max_rows),
-        ..defaults.capabilities
-    };
-    Box::new(FakeEngine::new(FakeConfig { capabilities, step_time: fake.step_time.0, ..defaults }))
+    Ok(Loaded { parts, took: began.elapsed(), engines, text, policies, created })
 }
 
 pub(super) fn load_text(config: &Config, gguf: &Gguf) -> Result<Text, LoadError> {
@@ -155,22 +112,4 @@ pub(super) fn load_text(config: &Config, gguf: &Gguf) -> Result<Text, LoadError>
     };
     let constraints = Arc::new(ConstraintFactory::new(Arc::clone(&tokenizer))?);
     Ok(Text { tokenizer, template, constraints })
-}
-
-/// Where guesses come from: nowhere, the sequence itself, or a second model.
-fn drafter(
-    app: &App,
-    vocab_size: usize,
-    cancelled: &AtomicBool,
-) -> Result<Option<Box<dyn Drafter>>, LoadError> {
-    match (app.config.scheduler.speculation, &app.draft) {
-        (Speculation::Lookup, _) => Ok(Some(Box::new(PromptLookup::default()))),
-        (Speculation::Draft, Some(draft)) => {
-            let engine = llama(&draft.path, app, cancelled)?;
-            let drafter = ModelDrafter::new(Box::new(engine), vocab_size, ModelDrafterConfig::default())?;
-            Ok(Some(Box::new(drafter)))
-        }
-        // A configuration without its draft model was refused when it was read.
-        (Speculation::Off | Speculation::Draft, _) => Ok(None),
-    }
 }

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use quern_scheduler::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -21,9 +20,9 @@ use crate::config::Speculation;
 use crate::http::{Node, RenderMetrics, ServeError, Settings, serve_admin, serve_public};
 use crate::policies::keep_tuning;
 use crate::serving::{Model, Recent};
+use crate::workers::{StartError, Workers, keep_scaling};
 
-/// How often a draining node looks whether it is done, and a serving one whether
-/// its step loop lives.
+/// How often a draining node looks whether it is done.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long connections may take to close once all requests are answered.
@@ -140,9 +139,9 @@ fn flat(ended: Result<Result<(), ServeError>, tokio::task::JoinError>) -> Result
 struct Running {
     model_id: String,
     node: Arc<Node>,
-    handle: Handle,
+    workers: Workers,
     tuning: JoinHandle<()>,
-    step_thread: std::thread::JoinHandle<()>,
+    scaling: JoinHandle<()>,
     public: Serving,
     admin: Serving,
     metrics: PrometheusHandle,
@@ -158,20 +157,21 @@ impl Running {
         metrics: PrometheusHandle,
     ) -> Result<Running, AppError> {
         let App { config, model, public, .. } = app;
-        let caps = loaded.engine.capabilities().clone();
+        let Loaded { parts, took, engines, policies, .. } = loaded;
+        let caps = parts.engine.capabilities().clone();
         let speculate = config.scheduler.speculation != Speculation::Off;
-        let (policies, planner) = (loaded.policies.clone(), loaded.policies.planner());
-        let (handle, step_thread) = quern_scheduler::spawn(
-            loaded.engine,
+        let workers = Workers::start(
+            config.workers.to_settings(),
             config.scheduler.to_scheduler(),
-            Some(planner),
-            loaded.drafter,
+            parts,
+            took,
+            Box::new(move |cancelled| engines.parts(cancelled).map_err(|error| StartError::from(error))),
         )?;
         let recent = Arc::new(Recent::default());
         let served = Arc::new(Model {
             id: model.id.clone(),
             created: loaded.created,
-            handle: handle.clone(),
+            workers: workers.clone(),
             recent: Arc::clone(&recent),
             tokenizer: loaded.text.tokenizer,
             template: loaded.text.template,
@@ -180,18 +180,21 @@ impl Running {
             embedding_size: caps.hidden_size,
             defaults: config.generation.to_defaults(speculate),
         });
-        let render = render(&metrics, &model.id, &handle);
+        let render = render(&metrics, &model.id, &workers);
         let node = Node::with_policies(vec![served], Some(policies.clone()), render);
-        let limits = handle.pace().limits;
-        let tuning = tokio::spawn(keep_tuning(policies, handle.clone(), recent, limits, node.started()));
+        let limits = workers.pace().limits;
+        let tuning =
+            keep_tuning(policies.clone(), workers.clone(), Arc::clone(&recent), limits, node.started());
+        let (interval, history) = (config.autoscale.interval.0, config.autoscale.history);
+        let scaling = keep_scaling(policies, workers.clone(), recent, interval, history);
         Ok(Running {
             public: Serving::public(public, Arc::clone(&node), settings.clone())?,
             admin: Serving::admin(admin, Arc::clone(&node), settings)?,
             model_id: model.id,
             node,
-            handle,
-            tuning,
-            step_thread,
+            workers,
+            tuning: tokio::spawn(tuning),
+            scaling: tokio::spawn(scaling),
             metrics,
             drain_timeout: config.shutdown.drain_timeout.0,
         })
@@ -202,15 +205,15 @@ impl Running {
         let upkeep = tokio::spawn(tidy(self.metrics.clone()));
         let failed = tokio::select! {
             () = stop => None,
-            () = step_loop_ended(&self.handle) => Some(AppError::StepLoopEnded),
             // A listener ends by itself only when it could not start.
             ended = &mut self.public.task => flat(ended).err().map(AppError::Serve),
             ended = &mut self.admin.task => flat(ended).err().map(AppError::Serve),
         };
         upkeep.abort();
         self.tuning.abort();
+        self.scaling.abort();
         if let Some(error) = failed {
-            self.handle.stop();
+            self.workers.stop();
             return Err(error);
         }
         let ended = self.drain().await?;
@@ -223,33 +226,31 @@ impl Running {
     async fn drain(self) -> Result<Ended, AppError> {
         let deadline = Instant::now() + self.drain_timeout;
         self.node.drain();
-        let load = self.handle.load();
+        let load = self.workers.load();
         tracing::info!(running = load.running, waiting = load.waiting, queued = load.queued, "draining");
-        while !self.node.is_idle() && Instant::now() < deadline && self.handle.silence().is_some() {
+        while !self.node.is_idle() && Instant::now() < deadline {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
         let ended = if self.node.is_idle() { Ended::Drained } else { Ended::CutOff };
-        self.handle.stop();
+        self.workers.stop();
         self.public.end(GOODBYE).await?;
         self.admin.end(GOODBYE).await?;
-        let joined = tokio::task::spawn_blocking(move || self.step_thread.join()).await;
-        if !matches!(joined, Ok(Ok(()))) {
+        let joined = tokio::task::spawn_blocking(move || self.workers.join()).await;
+        if !matches!(joined, Ok(true)) {
             return Err(AppError::StepLoopEnded);
         }
         Ok(ended)
     }
 }
 
-fn render(metrics: &PrometheusHandle, model_id: &str, handle: &Handle) -> RenderMetrics {
-    let (metrics, model_id, handle) = (metrics.clone(), model_id.to_owned(), handle.clone());
-    Box::new(move || crate::metrics::render(&metrics, Some((&model_id, handle.load()))))
-}
-
-/// Ready when the step thread is gone.
-async fn step_loop_ended(handle: &Handle) {
-    while handle.silence().is_some() {
-        tokio::time::sleep(LOOK_INTERVAL).await;
-    }
+fn render(metrics: &PrometheusHandle, model_id: &str, workers: &Workers) -> RenderMetrics {
+    let (metrics, model_id, workers) = (metrics.clone(), model_id.to_owned(), workers.clone());
+    Box::new(move || {
+        let load = workers.load();
+        crate::metrics::set_load(&load);
+        crate::metrics::set_workers(&workers.status());
+        crate::metrics::render(&metrics, Some((&model_id, load)))
+    })
 }
 
 async fn tidy(metrics: PrometheusHandle) {

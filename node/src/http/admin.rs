@@ -14,9 +14,10 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
 
-use super::admin_policies;
 use super::route::{server_header, unknown_url, wrong_method};
 use super::{Node, Settings};
+use super::{admin_policies, admin_workers};
+use crate::serving::Model;
 
 /// The type that Prometheus scrapes.
 const METRICS_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -43,7 +44,7 @@ struct NodeState {
     models: Vec<ModelState>,
 }
 
-/// What one model's scheduler holds.
+/// What one model's workers hold together.
 #[derive(Serialize)]
 struct ModelState {
     id: String,
@@ -61,6 +62,7 @@ pub(super) fn router(node: Arc<Node>, settings: &Settings) -> Router {
     let admin = Arc::new(Admin { node, stuck_after: settings.stuck_after });
     let server = server_header(settings);
     let policies = admin_policies::router().with_state(Arc::clone(&admin.node));
+    let workers = admin_workers::router().with_state(Arc::clone(&admin.node));
     Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
@@ -68,6 +70,7 @@ pub(super) fn router(node: Arc<Node>, settings: &Settings) -> Router {
         .route("/admin/drain", post(drain))
         .route("/admin/state", get(state))
         .merge(policies)
+        .merge(workers)
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_url)
         .layer(middleware::map_response(move |mut response: Response| {
@@ -80,29 +83,35 @@ pub(super) fn router(node: Arc<Node>, settings: &Settings) -> Router {
 }
 
 async fn health(State(admin): State<Arc<Admin>>) -> Response {
-    verdict(admin.node.models().iter().find_map(|model| match model.handle.silence() {
+    verdict(admin.node.models().iter().find_map(|model| match model.workers.silence() {
         None => Some(format!("the step loop of {} has ended", model.id)),
         Some(silence) if silence > admin.stuck_after => Some(format!(
-            "the step loop of {} has made no progress for {:.1} s",
+            "a step loop of {} has made no progress for {:.1} s",
             model.id,
             silence.as_secs_f64()
         )),
-        Some(_) => None,
+        Some(_) => no_worker(model),
     }))
 }
 
 async fn ready(State(admin): State<Arc<Admin>>) -> Response {
-    let dead = || admin.node.models().iter().any(|model| model.handle.silence().is_none());
-    let reason = if admin.node.is_draining() {
-        Some("draining")
+    let dead = || admin.node.models().iter().any(|model| model.workers.silence().is_none());
+    verdict(if admin.node.is_draining() {
+        Some("draining".to_owned())
     } else if admin.node.is_loading() || admin.node.models().is_empty() {
-        Some("loading")
+        Some("loading".to_owned())
     } else if dead() {
-        Some("a step loop has ended")
+        Some("a step loop has ended".to_owned())
     } else {
-        None
-    };
-    verdict(reason.map(str::to_owned))
+        // Without a worker a request is served all the same, by the one that it brings.
+        admin.node.models().iter().find_map(|model| no_worker(model))
+    })
+}
+
+/// Why a model has no worker and can have none.
+fn no_worker(model: &Model) -> Option<String> {
+    let why = model.workers.failing()?;
+    Some(format!("no worker of {} could be started: {why}", model.id))
 }
 
 fn verdict(reason: Option<String>) -> Response {
@@ -128,7 +137,7 @@ async fn drain(State(admin): State<Arc<Admin>>) -> Response {
 async fn state(State(admin): State<Arc<Admin>>) -> Json<NodeState> {
     let node = &admin.node;
     let models = node.models().iter().map(|model| {
-        let load = model.handle.load();
+        let load = model.workers.load();
         ModelState {
             id: model.id.clone(),
             queued: load.queued,
@@ -137,7 +146,7 @@ async fn state(State(admin): State<Arc<Admin>>) -> Json<NodeState> {
             kv_used_tokens: load.kv_used,
             kv_live_tokens: load.kv_live,
             kv_capacity_tokens: load.kv_capacity,
-            silence_seconds: model.handle.silence().map(|silence| silence.as_secs_f64()),
+            silence_seconds: model.workers.silence().map(|silence| silence.as_secs_f64()),
         }
     });
     Json(NodeState {

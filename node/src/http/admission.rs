@@ -46,7 +46,7 @@ impl Front {
             }),
             attributes: self.attributes(wish.headers),
         };
-        let load = policies::node_load(&model.handle, &model.recent, self.node.started());
+        let load = policies::node_load(&model.workers, &model.recent, self.node.started());
         match policies.decide(&request, &load) {
             None => Ok(wish.max_new),
             Some(Decision::Accept { priority, max_new, adapter: None }) => {
@@ -59,6 +59,7 @@ impl Front {
                 Err(Problem::UnknownModel(adapter))
             }
             Some(Decision::Reject { reason, retry_after, message }) => {
+                model.workers.note_refused();
                 Err(Problem::NotAdmitted { reason, retry_after, message })
             }
         }

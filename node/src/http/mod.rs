@@ -11,6 +11,7 @@ mod accept;
 mod activity;
 mod admin;
 mod admin_policies;
+mod admin_workers;
 mod admission;
 mod auth;
 mod body;
@@ -220,7 +221,7 @@ impl Node {
     /// Refuses new requests from now on and lets those inside finish.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
-        self.models.iter().for_each(|model| model.handle.close());
+        self.models.iter().for_each(|model| model.workers.close());
     }
 
     /// Whether [`Node::drain`] was called.
@@ -232,7 +233,7 @@ impl Node {
     /// Whether no scheduler holds any work.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.models.iter().all(|model| model.handle.is_idle())
+        self.models.iter().all(|model| model.workers.is_idle())
     }
 
     pub(crate) fn policies(&self) -> Option<&Policies> {

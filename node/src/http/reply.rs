@@ -17,6 +17,7 @@ use quern_scheduler::request::Failure;
 use super::openai::{ErrorBody, ErrorObject};
 use super::record;
 use crate::serving;
+use crate::workers::NotTaken;
 
 /// Retrying later than this is no advice.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -165,6 +166,10 @@ fn draining() -> Reply {
     }
 }
 
+fn no_worker(retry_after: Duration) -> Reply {
+    Reply { code: Some("no_worker"), reason: "no_worker", retry_after: Some(retry_after), ..draining() }
+}
+
 fn broken(code: &'static str) -> Reply {
     Reply {
         status: StatusCode::INTERNAL_SERVER_ERROR,
@@ -184,7 +189,14 @@ fn serving_reply(error: &serving::Error) -> Reply {
     };
     match error {
         E::Refused(Refused::Full { retry_after, .. }) => busy("queue_full", "queue_full", *retry_after),
-        E::Refused(Refused::Closed) | E::Failed(Failure::ShuttingDown) => draining(),
+        E::NotTaken(NotTaken::Refused(Refused::Full { retry_after, .. })) => {
+            busy("queue_full", "queue_full", *retry_after)
+        }
+        E::Refused(Refused::Closed)
+        | E::NotTaken(NotTaken::Refused(Refused::Closed))
+        | E::Failed(Failure::ShuttingDown) => draining(),
+        E::NotTaken(NotTaken::NoWorker { retry_after, .. }) => no_worker(*retry_after),
+        E::Failed(Failure::NoWorker(_)) => no_worker(Duration::from_secs(1)),
         E::ContextLength { .. } | E::Failed(Failure::TooLong { .. }) => {
             let reply = bad(Some("context_length_exceeded"), None);
             Reply { reason: "context_length", ..reply }

@@ -179,7 +179,7 @@ impl Front {
     fn probe(&self) -> Result<(), Problem> {
         let mut refusal = None;
         for model in self.node.models() {
-            match model.handle.reserve() {
+            match model.workers.reserve() {
                 Ok(_place) => return Ok(()),
                 Err(refused) => refusal = Some(refused),
             }
@@ -203,7 +203,7 @@ impl Front {
 
     /// Places in the queue for that many prompts, all or none.
     pub(super) fn reserve(&self, model: &Model, num_prompts: usize) -> Result<Vec<Permit>, Problem> {
-        let places: Result<Vec<Permit>, _> = (0..num_prompts).map(|_| model.handle.reserve()).collect();
+        let places: Result<Vec<Permit>, _> = (0..num_prompts).map(|_| model.workers.reserve()).collect();
         places.map_err(|refused| serving::Error::Refused(refused).into())
     }
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quern_extensions::NodeLoad;
-use quern_scheduler::{Handle, Limits};
+use quern_scheduler::Limits;
 
 use super::Policies;
 use crate::serving::Recent;
+use crate::workers::Workers;
 
 /// How often a batcher is asked.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -18,8 +19,10 @@ const MAX_WAIT_WINDOW: Duration = Duration::from_secs(1);
 
 /// The node's load now. `started` is the zero of its clock.
 #[must_use]
-pub fn node_load(handle: &Handle, recent: &Recent, started: Instant) -> NodeLoad {
-    let (load, pace) = (handle.load(), handle.pace());
+pub fn node_load(workers: &Workers, recent: &Recent, started: Instant) -> NodeLoad {
+    let (load, pace) = (workers.load(), workers.pace());
+    // Without a worker there is the room of the one that the next request brings.
+    let kv_capacity = load.kv_capacity.max(workers.kv_capacity_of_one());
     let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
     let micros = |value: Duration| u32::try_from(value.as_micros()).unwrap_or(u32::MAX);
     NodeLoad {
@@ -27,8 +30,8 @@ pub fn node_load(handle: &Handle, recent: &Recent, started: Instant) -> NodeLoad
         waiting: number(load.waiting + load.queued),
         waiting_tokens: pace.waiting_tokens,
         running: number(load.running),
-        kv_free: number(load.kv_capacity.saturating_sub(load.kv_live)),
-        kv_total: number(load.kv_capacity),
+        kv_free: number(kv_capacity.saturating_sub(load.kv_live)),
+        kv_total: number(kv_capacity),
         step_p50_us: micros(pace.step_p50),
         step_p99_us: micros(pace.step_p99),
         ttft_p95_ms: recent.first_token_p95().as_millis() as u32,
@@ -40,11 +43,11 @@ pub fn node_load(handle: &Handle, recent: &Recent, started: Instant) -> NodeLoad
     }
 }
 
-/// Asks the batcher again and again, and lets the step loop follow it. When
+/// Asks the batcher again and again, and lets the step loops follow it. When
 /// nobody has an opinion any more, the configured limits come back.
 pub async fn keep_tuning(
     policies: Policies,
-    handle: Handle,
+    workers: Workers,
     recent: Arc<Recent>,
     configured: Limits,
     started: Instant,
@@ -62,7 +65,7 @@ pub async fn keep_tuning(
         if now < hold_until {
             continue;
         }
-        let load = node_load(&handle, &recent, started);
+        let load = node_load(&workers, &recent, started);
         let asked = policies.clone();
         // A policy may take its whole deadline, which a serving thread must not.
         let Ok(wish) = tokio::task::spawn_blocking(move || asked.tune(&load)).await else { continue };
@@ -78,7 +81,7 @@ pub async fn keep_tuning(
                 }
             }
         };
-        if wanted != in_force && handle.set_limits(wanted).is_ok() {
+        if wanted != in_force && workers.set_limits(wanted) {
             in_force = wanted;
             tracing::debug!(limits = ?wanted, "limits of steps");
         }

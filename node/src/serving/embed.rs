@@ -44,7 +44,7 @@ pub async fn embed(
             arrived: terms.arrived,
             work: Work::Embed { pooling, sink },
         };
-        model.handle.submit(place, request)?;
+        model.workers.submit(place, request)?;
     }
     let mut missing = vectors.len();
     while missing > 0 {

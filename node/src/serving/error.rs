@@ -4,12 +4,17 @@ use quern_scheduler::Refused;
 use quern_scheduler::request::Failure;
 use quern_text::{TemplateError, TokenizerError};
 
+use crate::workers::NotTaken;
+
 /// Why a request is not served.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The scheduler takes no more.
     #[error("{0}; please retry later")]
     Refused(#[from] Refused),
+    /// Nobody is there to compute it.
+    #[error("{0}; please retry later")]
+    NotTaken(#[from] NotTaken),
     /// A prompt without tokens.
     #[error("the prompt is empty")]
     EmptyPrompt,

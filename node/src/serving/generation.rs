@@ -84,7 +84,7 @@ impl Generation {
     ///
     /// # Errors
     /// [`Error::ContextLength`] for a prompt without room for an answer, before
-    /// anything is submitted; [`Error::Refused`] when the scheduler is gone.
+    /// anything is submitted; [`Error::NotTaken`] when there is nobody to compute it.
     pub fn start(model: &Model, places: Vec<Permit>, terms: Terms, ask: Ask) -> Result<Generation, Error> {
         let n = ask.n as usize;
         let rooms: Vec<u32> =
@@ -119,7 +119,7 @@ impl Generation {
                     speculate: model.defaults.speculate,
                 }),
             };
-            model.handle.submit(place, request)?;
+            model.workers.submit(place, request)?;
         }
         Ok(Generation {
             open: choices.len(),

@@ -21,9 +21,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use quern_engine::TokenId;
-use quern_scheduler::Handle;
 use quern_scheduler::request::{NameIx, Pooling, RequestId};
 use quern_text::{ChatTemplate, ConstraintFactory, Tokenizer};
+
+use crate::workers::Workers;
 
 pub use choice::{CallDelta, Delta, Finish, TokenInfo};
 pub use embed::{Embedded, embed};
@@ -34,14 +35,14 @@ pub use prompt::Prompt;
 pub use recent::Recent;
 pub use tenants::Tenants;
 
-/// A served model: its scheduler, and what turns text into its tokens and back.
+/// A served model: its workers, and what turns text into its tokens and back.
 pub struct Model {
     /// What clients call it.
     pub id: String,
     /// Unix time of the model file, or of the start.
     pub created: u64,
-    /// The way to its scheduler.
-    pub handle: Handle,
+    /// Who computes it.
+    pub workers: Workers,
     /// How its last requests fared.
     pub recent: Arc<Recent>,
     /// Text to tokens and back.

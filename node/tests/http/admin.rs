@@ -19,7 +19,7 @@ async fn health_fails_when_the_step_loop_is_stuck() {
     let ask = server.client.post(server.url(CHAT)).json(&chat("a", json!({"max_tokens": 1})));
     let asked = tokio::spawn(ask.send());
     let model = &server.node.models()[0];
-    until(|| model.handle.silence().unwrap() > Duration::from_millis(20)).await;
+    until(|| model.workers.silence().unwrap() > Duration::from_millis(20)).await;
     let reply = server.get(server.admin_url("/health")).await;
     assert_eq!(reply.status, 503);
     assert!(reply.body["reason"].as_str().unwrap().contains("no progress"), "{}", reply.body);
@@ -33,8 +33,8 @@ async fn health_fails_when_the_step_loop_is_stuck() {
 async fn health_fails_when_the_step_loop_has_ended() {
     let server = server().await;
     let model = &server.node.models()[0];
-    model.handle.stop();
-    until(|| model.handle.silence().is_none()).await;
+    model.workers.stop();
+    until(|| model.workers.silence().is_none()).await;
     assert_eq!(server.get(server.admin_url("/health")).await.status, 503);
     assert_eq!(server.get(server.admin_url("/ready")).await.status, 503);
     server.post(CHAT, &chat("a", json!({}))).await.error(503, None, Some("draining"));

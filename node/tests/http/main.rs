@@ -13,3 +13,4 @@ mod streams;
 mod structured;
 mod support;
 mod tls;
+mod workers;

@@ -3,13 +3,15 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use quern::http::{Node, RenderMetrics, Settings, serve_admin, serve_public};
 use quern::serving::{Defaults, Model};
-use quern_engine::AdapterId;
+use quern::workers::{self, Parts, StartError, Workers};
 use quern_engine::fake::{FakeConfig, FakeEngine, Gate};
+use quern_engine::{AdapterId, Engine};
 use quern_gguf::Gguf;
 use quern_gguf::tiny::{self, Arch, TinySpec};
 use quern_scheduler::SchedulerConfig;
@@ -53,7 +55,13 @@ pub struct Options {
     pub step_time: Duration,
     pub max_sequence_len: usize,
     pub render_metrics: RenderMetrics,
+    pub workers: workers::Settings,
+    /// Makes each worker's engine; a raised flag asks it to give up.
+    pub make_engine: MakeEngine,
 }
+
+pub type MakeEngine =
+    Box<dyn Fn(FakeConfig, &AtomicBool) -> Result<Box<dyn Engine>, StartError> + Send + Sync>;
 
 impl Default for Options {
     fn default() -> Self {
@@ -64,6 +72,8 @@ impl Default for Options {
             step_time: Duration::ZERO,
             max_sequence_len: 2048,
             render_metrics: Box::new(|| "nothing 0\n".to_owned()),
+            workers: workers::Settings::default(),
+            make_engine: Box::new(|config, _| Ok(Box::new(FakeEngine::new(config)))),
         }
     }
 }
@@ -86,7 +96,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         // A step thread behind a closed gate would never end.
         self.gate.open();
-        self.node.models().iter().for_each(|model| model.handle.stop());
+        self.node.models().iter().for_each(|model| model.workers.stop());
     }
 }
 
@@ -105,13 +115,17 @@ pub async fn start(options: Options) -> Server {
     engine.capabilities.vocab_size = TEXT.tokenizer.vocab_size();
     engine.capabilities.max_sequence_len = options.max_sequence_len;
     engine.capabilities.kv_capacity = 65_536;
-    let (handle, _thread) =
-        quern_scheduler::spawn(Box::new(FakeEngine::new(engine.clone())), options.scheduler, None, None)
-            .unwrap();
+    let (make, config) = (options.make_engine, engine.clone());
+    let make = move |cancelled: &AtomicBool| {
+        Ok(Parts { engine: make(config.clone(), cancelled)?, planner: None, drafter: None })
+    };
+    let first = make(&AtomicBool::new(false)).unwrap();
+    let workers =
+        Workers::start(options.workers, options.scheduler, first, Duration::ZERO, Box::new(make)).unwrap();
     let model = Model {
         id: MODEL.to_owned(),
         created: 1_700_000_000,
-        handle,
+        workers,
         recent: Arc::default(),
         tokenizer: Arc::clone(&TEXT.tokenizer),
         template: Some(Arc::clone(&TEXT.template)),
@@ -231,11 +245,11 @@ impl Server {
     /// Waits until the step loop stands before a closed gate.
     pub async fn held_back(&self) {
         let model = &self.node.models()[0];
-        until(|| model.handle.silence().is_some_and(|silence| !silence.is_zero())).await;
+        until(|| model.workers.silence().is_some_and(|silence| !silence.is_zero())).await;
     }
 
     pub fn load(&self) -> quern_scheduler::Load {
-        self.node.models()[0].handle.load()
+        self.node.models()[0].workers.load()
     }
 }
 

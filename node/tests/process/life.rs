@@ -37,6 +37,10 @@ async fn a_node_serves_is_measured_and_ends_cleanly() {
         "vllm:num_requests_running{model_name=\"my-model\",engine=\"0\"} 0".to_owned(),
         "# TYPE quern_time_to_first_token_seconds histogram".to_owned(),
         "# TYPE quern_step_duration_seconds histogram".to_owned(),
+        "quern_workers{state=\"ready\"} 1".to_owned(),
+        "quern_workers{state=\"draining\"} 0".to_owned(),
+        "quern_workers_desired 1".to_owned(),
+        "quern_sequences_running 0".to_owned(),
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }

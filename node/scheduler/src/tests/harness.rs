@@ -113,7 +113,8 @@ impl Bench {
             )
             .unwrap();
         }
-        let (scheduler, handle) = build(Box::new(engine), config, planner, drafter);
+        let queue = crate::Queue::new(config.max_queued);
+        let (scheduler, handle) = build(&queue, Box::new(engine), config, planner, drafter);
         Bench { scheduler, handle, fake, next_request: 0 }
     }
 
