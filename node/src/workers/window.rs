@@ -50,7 +50,10 @@ impl Workers {
     pub(super) fn row(&self, recent: &Recent, took: Duration) -> Row {
         let load = self.load();
         let (mut busy, mut num_ready) = (Duration::ZERO, 0);
-        for worker in &mut self.pool.lock().workers {
+        let mut state = self.pool.lock();
+        let mut num_inside = state.pending.len();
+        for worker in &mut state.workers {
+            num_inside += worker.handle.backlog().requests;
             let total = worker.handle.busy();
             let since_last = total.saturating_sub(std::mem::replace(&mut worker.busy_seen, total));
             if worker.phase == Phase::Ready {
@@ -58,11 +61,12 @@ impl Workers {
                 num_ready += 1;
             }
         }
+        drop(state);
         let arrivals = &self.pool.arrivals;
         Row {
             arrivals: arrivals.arrived.swap(0, Ordering::Relaxed),
             rejected: arrivals.refused.swap(0, Ordering::Relaxed),
-            waiting: number(load.waiting + load.queued),
+            waiting: number(num_inside.saturating_sub(load.running)),
             running: number(load.running),
             busy_permille: permille(busy.as_micros(), took.as_micros() * num_ready),
             kv_used_permille: permille(load.kv_live as u128, load.kv_capacity as u128),
