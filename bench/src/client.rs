@@ -51,6 +51,8 @@ pub enum Failure {
     BrokenSse,
     /// The server reported an error inside the stream.
     StreamError,
+    /// An answer ended where it had to go on for the measurement to mean anything.
+    EndedEarly,
 }
 
 impl std::fmt::Display for Failure {
@@ -63,6 +65,7 @@ impl std::fmt::Display for Failure {
             Self::TooLong => f.write_str("too long"),
             Self::BrokenSse => f.write_str("broken SSE"),
             Self::StreamError => f.write_str("error in stream"),
+            Self::EndedEarly => f.write_str("ended early"),
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! What counts is the longest time that a stream stood still between the long prompt's arrival and its first
 //! token, and the long prompt's own time to first token. A gap that began before the arrival or ended after the
-//! first token counts whole if it overlaps the time between: the client sees it whole.
+//! first token counts whole if it overlaps the time between: the client sees it whole. A stream whose answer ended
+//! in that time stood still between two answers, where no gap shows it: such a trial fails.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -71,6 +72,19 @@ impl Streams {
     fn gaps_within(&self, from: Instant, to: Instant) -> Vec<Duration> {
         gaps_within(&self.arrivals.borrow(), from, to)
     }
+
+    /// Whether a stream was between two answers in the time `from..to`.
+    fn any_ended_within(&self, from: Instant, to: Instant) -> bool {
+        any_ended_within(&self.arrivals.borrow(), from, to)
+    }
+}
+
+fn any_ended_within(arrivals: &[Vec<Vec<Instant>>], from: Instant, to: Instant) -> bool {
+    let mut borders = arrivals.iter().flat_map(|requests| requests.windows(2));
+    borders.any(|pair| {
+        let (end, next) = (pair[0].last(), pair[1].first());
+        end.is_some_and(|end| *end < to) && next.is_some_and(|next| *next > from)
+    })
 }
 
 fn gaps_within(arrivals: &[Vec<Vec<Instant>>], from: Instant, to: Instant) -> Vec<Duration> {
@@ -172,6 +186,10 @@ async fn send_long_prompt(
         let message = format!("a stream: no token for {stall_timeout:?} after the long prompt's first");
         return failed(prompt_idx, prompt, (Failure::Stall, message));
     }
+    if streams.any_ended_within(reply.sent, first_token) {
+        let message = "a stream's answer ended meanwhile: take prompts with longer answers".to_owned();
+        return failed(prompt_idx, prompt, (Failure::EndedEarly, message));
+    }
     let gaps = streams.gaps_within(reply.sent, first_token);
     Finished { prompt_idx, prompt, reply, gaps }
 }
@@ -191,5 +209,11 @@ mod tests {
         let gaps = gaps_within(&arrivals, from, start + Duration::from_millis(200));
         let ms: Vec<u128> = gaps.iter().map(Duration::as_millis).collect();
         assert_eq!(ms, [20, 10, 110, 40]);
+
+        let to = start + Duration::from_millis(200);
+        assert!(any_ended_within(&arrivals, from, to));
+        assert!(!any_ended_within(&arrivals, start + Duration::from_millis(155), to));
+        assert!(!any_ended_within(&arrivals, start, start + Duration::from_millis(105)));
+        assert!(!any_ended_within(&arrivals[1..], from, to));
     }
 }

@@ -135,6 +135,9 @@ impl LlamaModel {
         let path_buf = path.to_path_buf();
         let or_cores = |threads: u32| if threads == 0 { physical_cores() } else { threads };
         let threads = (or_cores(config.threads), or_cores(config.threads_prefill));
+        if !progress(0.0) {
+            return Err(LoadError::Cancelled);
+        }
         let widened = widened_for_cpu(path, config, threads.1);
         let readable = widened.as_ref().map_or_else(|| path_buf.clone(), Widened::path);
         let mut cancelled = false;
@@ -144,8 +147,12 @@ impl LlamaModel {
         };
         let (model, lines) = log::capture(|| Model::load(&readable, config, &mut watched));
         let Some(model) = model else {
-            return Err(if cancelled { LoadError::Cancelled } else { model_error(path_buf, lines.reason()) });
+            let reason = || lines.reason().replace(&*readable.to_string_lossy(), &path.to_string_lossy());
+            return Err(if cancelled { LoadError::Cancelled } else { model_error(path_buf, reason()) });
         };
+        if let Some(Err(error)) = widened.as_ref().map(Widened::release_unmapped) {
+            tracing::warn!(path = %path.display(), error = %error, "memory of rearranged weights is not given back");
+        }
         if !model.is_plain_decoder() {
             let architecture = model.metadata("general.architecture").unwrap_or_default();
             return Err(LoadError::UnsupportedArchitecture { path: path_buf, architecture });

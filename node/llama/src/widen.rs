@@ -9,12 +9,17 @@
 //! of 256, the block of the K formats, is what makes Q4_K_M fall back to Q5_0.
 //!
 //! The widened file lies in memory and is gone with its last user; the disk is
-//! left alone.
+//! left alone. Formats of which llama.cpp may make a rearranged copy come last
+//! in it: what llama.cpp does not use in place it unmaps at a file's ends, and
+//! [`Widened::release_unmapped`] gives that memory back.
+//!
+//! This file knows GGUF and nothing of llama.cpp; `load` decides when to widen.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -53,6 +58,50 @@ impl Widened {
     pub(crate) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
+
+    /// Gives back the memory of all parts that this process does not map, and
+    /// says how many bytes that were, up to a page. Only for a model that is loaded: what is not
+    /// mapped now must not be read again.
+    pub(crate) fn release_unmapped(&self) -> io::Result<u64> {
+        let meta = self.file.metadata()?;
+        let maps = std::fs::read_to_string("/proc/self/maps")?;
+        let mut released = 0;
+        for unmapped in gaps(mapped_ranges(&maps, meta.ino()), meta.len().next_multiple_of(MAX_PAGE_BYTES)) {
+            release(&self.file, unmapped.start, unmapped.end - unmapped.start)?;
+            released += unmapped.end - unmapped.start;
+        }
+        Ok(released)
+    }
+}
+
+/// What the file with this number has mapped, by offset, from the lines of
+/// `/proc/self/maps`: addresses, rights, offset, device, file number, name.
+fn mapped_ranges(maps: &str, inode: u64) -> Vec<Range<u64>> {
+    let hex = |digits: &str| u64::from_str_radix(digits, 16).ok();
+    let range = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let (start, end) = words.next()?.split_once('-')?;
+        let offset = hex(words.nth(1)?)?;
+        let number: u64 = words.nth(1)?.parse().ok()?;
+        let is_ours = number == inode && words.next()?.contains(MEMORY_FILE);
+        is_ours.then_some(offset..offset + (hex(end)? - hex(start)?))
+    };
+    maps.lines().filter_map(range).collect()
+}
+
+/// What `taken` leaves of the bytes up to `end`.
+fn gaps(mut taken: Vec<Range<u64>>, end: u64) -> Vec<Range<u64>> {
+    taken.sort_by_key(|range| range.start);
+    taken.push(end..end);
+    let mut free_from = 0;
+    let mut gaps = Vec::new();
+    for range in taken {
+        if range.start > free_from {
+            gaps.push(free_from..range.start);
+        }
+        free_from = free_from.max(range.end);
+    }
+    gaps
 }
 
 /// Widens the model at `path` with so many threads; `None` when it has nothing to widen.
@@ -68,11 +117,11 @@ pub(crate) fn widen(path: &Path, threads: u32) -> Result<Option<Widened>, WidenE
     file.set_len(end(&to))?;
     file.write_all_at(&header, 0)?;
 
+    let pairs: Vec<_> = in_place_first(from.tensors()).zip(&to.tensors).collect();
     let next = AtomicUsize::new(0);
     let work = || -> Result<(), WidenError> {
         let mut buffers = Buffers::default();
-        while let Some(tensor) = from.tensors().get(next.fetch_add(1, Ordering::Relaxed)) {
-            let place = to.tensors.iter().find(|to| to.name == tensor.name).expect("the same tensors");
+        while let Some((tensor, place)) = pairs.get(next.fetch_add(1, Ordering::Relaxed)) {
             copy_tensor(&from, tensor, &file, to.data_start + place.offset, &mut buffers)?;
         }
         Ok(())
@@ -84,9 +133,34 @@ pub(crate) fn widen(path: &Path, threads: u32) -> Result<Option<Widened>, WidenE
     Ok(Some(Widened { file, added_bytes }))
 }
 
+/// The tensors in the order of the widened file.
+fn in_place_first(tensors: &[TensorInfo]) -> impl Iterator<Item = &TensorInfo> {
+    use TensorType::{F16, F32, Q5_0, Q8_0};
+    let in_place = |tensor: &&TensorInfo| matches!(tensor.kind, F32 | F16 | Q5_0 | Q8_0);
+    tensors.iter().filter(in_place).chain(tensors.iter().filter(move |tensor| !in_place(tensor)))
+}
+
+/// A multiple of every page size that Linux runs with: a part of a page is not
+/// given back but filled with zeros.
+const MAX_PAGE_BYTES: u64 = 1 << 16;
+
+/// What the system calls the file.
+const MEMORY_FILE: &str = "quern-widened";
+
 #[cfg(target_os = "linux")]
 fn memory_file() -> io::Result<File> {
-    Ok(rustix::fs::memfd_create("quern-widened", rustix::fs::MemfdFlags::CLOEXEC)?.into())
+    Ok(rustix::fs::memfd_create(MEMORY_FILE, rustix::fs::MemfdFlags::CLOEXEC)?.into())
+}
+
+#[cfg(target_os = "linux")]
+fn release(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    use rustix::fs::FallocateFlags;
+    Ok(rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn release(_: &File, _: u64, _: u64) -> io::Result<()> {
+    Ok(())
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -100,7 +174,7 @@ fn layout(from: &Gguf) -> Result<(Vec<u8>, Header), WidenError> {
     for (key, value) in from.metadata().iter() {
         writer.set(key, value.clone())?;
     }
-    for tensor in from.tensors() {
+    for tensor in in_place_first(from.tensors()) {
         let kind = if tensor.kind == TensorType::Q5_0 { TensorType::Q8_0 } else { tensor.kind };
         writer.tensor(&tensor.name, &tensor.shape, kind)?;
     }
@@ -200,7 +274,7 @@ mod tests {
         let after = Gguf::open(&copy).unwrap();
         assert_eq!(before.metadata(), after.metadata());
         let mut num_widened = 0;
-        for (old, new) in before.tensors().iter().zip(after.tensors()) {
+        for (old, new) in in_place_first(before.tensors()).zip(after.tensors()) {
             assert_eq!((&old.name, &old.shape), (&new.name, &new.shape));
             let mut expected = before.read_tensor(old).unwrap();
             if old.kind == TensorType::Q5_0 {
@@ -213,6 +287,36 @@ mod tests {
         assert!(num_widened > 0);
         let grown = std::fs::metadata(&copy).unwrap().len() - std::fs::metadata(&path).unwrap().len();
         assert!(grown.abs_diff(widened.added_bytes) < 4096, "{grown} {}", widened.added_bytes);
+    }
+
+    #[test]
+    fn finds_what_is_not_mapped() {
+        let maps = "\
+7f00a000-7f00c000 r--s 00003000 00:01 77         /memfd:quern-widened (deleted)
+7f010000-7f011000 r--s 00006000 00:01 77         /memfd:quern-widened (deleted)
+7f020000-7f021000 r--s 00000000 00:01 78         /memfd:quern-widened (deleted)
+7f030000-7f031000 r--p 00000000 08:01 77         /usr/lib/libc.so.6
+7f040000-7f041000 rw-p 00000000 00:00 0
+";
+        let mapped = mapped_ranges(maps, 77);
+        assert_eq!(mapped, [0x3000..0x5000, 0x6000..0x7000]);
+        assert_eq!(gaps(mapped, 0x8000), [0..0x3000, 0x5000..0x6000, 0x7000..0x8000]);
+        assert_eq!(gaps(vec![], 5), [0..5]);
+        assert!(gaps(vec![0..0x8000, 0..0x1000], 0x7001).is_empty());
+    }
+
+    #[test]
+    fn memory_that_nobody_maps_is_given_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        tiny::write(&path, &TinySpec { kind: TensorType::Q5_0, ..TinySpec::new(Arch::Qwen2, 3) }).unwrap();
+        let widened = widen(&path, 1).unwrap().expect("it has Q5_0 tensors");
+        let blocks = |widened: &Widened| widened.file.metadata().unwrap().blocks();
+        assert!(blocks(&widened) > 0);
+        let len = widened.file.metadata().unwrap().len();
+        assert_eq!(widened.release_unmapped().unwrap(), len.next_multiple_of(MAX_PAGE_BYTES));
+        assert_eq!(blocks(&widened), 0);
+        assert_eq!(widened.file.metadata().unwrap().len(), len);
     }
 
     #[test]

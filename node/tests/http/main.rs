@@ -8,6 +8,7 @@ mod embeddings;
 mod golden;
 mod hostile;
 mod life;
+mod mutated;
 mod refusals;
 mod streams;
 mod structured;

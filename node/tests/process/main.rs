@@ -6,6 +6,7 @@
 mod killed;
 mod life;
 mod node;
+mod speculation;
 mod usage;
 
 #[path = "../../models/tests/hub/mod.rs"]
