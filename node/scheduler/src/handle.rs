@@ -6,9 +6,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+use crate::completed::{Completion, Completions};
 use crate::pace::{Limits, Pace, Pulse};
 use crate::plan::Planner;
 use crate::request::Request;
@@ -112,6 +113,7 @@ pub(crate) enum Command {
     Submit(Box<Request>, Permit),
     SetPlanner(Box<dyn Planner>),
     SetLimits(Limits),
+    SetCompletions(Completions),
     /// Fail whatever is left and end the thread.
     Stop,
 }
@@ -177,6 +179,18 @@ impl Handle {
     /// [`Refused`] when the command cannot be queued.
     pub fn set_limits(&self, limits: Limits) -> Result<(), Refused> {
         self.commands.try_send(Command::SetLimits(limits)).map_err(|_| Refused::Closed)
+    }
+
+    /// Every sequence that leaves from now on, `room` of them at most until they
+    /// are taken; more are dropped and counted. Ends with the step thread.
+    ///
+    /// # Errors
+    /// [`Refused`] when the command cannot be queued.
+    pub fn completions(&self, room: usize) -> Result<Receiver<Completion>, Refused> {
+        let (sender, receiver) = sync_channel(room.max(1));
+        let command = Command::SetCompletions(Completions::to(sender));
+        self.commands.try_send(command).map_err(|_| Refused::Closed)?;
+        Ok(receiver)
     }
 
     /// How fast the loop goes.

@@ -12,10 +12,12 @@ mod assemble;
 mod batch;
 pub mod builtin;
 mod commit;
+mod completed;
 pub mod constraint;
 mod cost;
 pub mod draft;
 mod handle;
+mod hold;
 mod metrics;
 mod pace;
 pub mod plan;
@@ -36,10 +38,12 @@ use std::time::{Duration, Instant};
 use quern_engine::{AdapterId, Capabilities, Engine};
 
 use crate::builtin::BuiltinPlanner;
+use crate::completed::Completions;
 use crate::draft::Drafter;
 use crate::plan::Planner;
 use crate::step_loop::{StepCosts, StepLoop};
 
+pub use completed::{Completion, Outcome};
 pub use handle::{Handle, Load, Permit, Refused};
 pub use pace::{Limits, Pace};
 
@@ -170,7 +174,8 @@ fn build(
         snapshot: plan::Snapshot::default(),
         batch: batch::Batch::default(),
         costs: StepCosts::default(),
-        next_id: 0,
+        hold: None,
+        completions: Completions::default(),
         last_adapter: AdapterId::BASE,
         saved_bytes: 0,
         last_start: Instant::now(),
