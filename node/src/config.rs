@@ -47,6 +47,8 @@ pub struct Config {
     pub logging: Logging,
     /// How the node ends.
     pub shutdown: Shutdown,
+    /// Recorded steps, for whoever writes policies.
+    pub recording: Recording,
     /// Places for policies, in the order in which they are asked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub policy: Vec<Policy>,
@@ -371,6 +373,19 @@ pub enum LogFormat {
     Json,
 }
 
+/// `[recording]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recording {
+    /// Where files of recorded steps are written; nothing is recorded where unset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folder: Option<PathBuf>,
+    /// Largest file.
+    pub max_bytes: Bytes,
+    /// Begin with the first step, without being asked.
+    pub from_start: bool,
+}
+
 /// `[shutdown]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -404,6 +419,12 @@ impl Default for Logging {
     }
 }
 
+impl Default for Recording {
+    fn default() -> Self {
+        Recording { folder: None, max_bytes: Bytes(256 << 20), from_start: false }
+    }
+}
+
 impl Default for Shutdown {
     fn default() -> Self {
         Shutdown { drain_timeout: Span(std::time::Duration::from_secs(60)) }
@@ -427,6 +448,8 @@ impl Config {
             let twice = self.policy[..idx].iter().any(|other| other.name() == policy.name());
             refuse(twice, &format!("policy[{idx}].name"), "another place has this name");
         }
+        let nowhere = self.recording.from_start && self.recording.folder.is_none();
+        refuse(nowhere, "recording.from_start", "recording.folder is not set");
         refuse(self.model.id.as_deref() == Some(""), "model.id", "it is empty");
         refuse(
             self.engine.kind == EngineKind::Wgsl,

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
 use crate::completed::{Completion, Completions};
@@ -181,16 +181,14 @@ impl Handle {
         self.commands.try_send(Command::SetLimits(limits)).map_err(|_| Refused::Closed)
     }
 
-    /// Every sequence that leaves from now on, `room` of them at most until they
-    /// are taken; more are dropped and counted. Ends with the step thread.
+    /// Tells of every sequence that leaves from the next step on. The step thread
+    /// waits for nobody: what finds no room is dropped and counted.
     ///
     /// # Errors
     /// [`Refused`] when the command cannot be queued.
-    pub fn completions(&self, room: usize) -> Result<Receiver<Completion>, Refused> {
-        let (sender, receiver) = sync_channel(room.max(1));
-        let command = Command::SetCompletions(Completions::to(sender));
-        self.commands.try_send(command).map_err(|_| Refused::Closed)?;
-        Ok(receiver)
+    pub fn report(&self, to: SyncSender<Completion>) -> Result<(), Refused> {
+        let command = Command::SetCompletions(Completions::to(to));
+        self.commands.try_send(command).map_err(|_| Refused::Closed)
     }
 
     /// How fast the loop goes.

@@ -18,6 +18,7 @@ use quern_text::{
 
 use super::App;
 use crate::config::{Config, EngineKind, Fake, Speculation};
+use crate::policies::recordings::{RecordError, Recordings};
 use crate::policies::{Policies, PoliciesError};
 
 /// Why a model could not be loaded.
@@ -52,6 +53,9 @@ pub enum LoadError {
     /// A policy cannot serve.
     #[error(transparent)]
     Policies(#[from] PoliciesError),
+    /// Steps cannot be recorded as configured.
+    #[error(transparent)]
+    Record(#[from] RecordError),
 }
 
 /// Everything that a model needs to be served.
@@ -75,7 +79,7 @@ pub(super) struct Text {
 pub(super) fn load(app: &App, cancelled: &AtomicBool) -> Result<Loaded, LoadError> {
     let (engine, text, policies) = thread::scope(|scope| {
         let text = scope.spawn(|| load_text(&app.config, &app.gguf));
-        let policies = scope.spawn(|| Policies::start(&app.config.places()));
+        let policies = scope.spawn(|| load_policies(&app.config));
         let engine = load_engine(app, cancelled);
         let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let policies = policies.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -96,6 +100,16 @@ pub(super) fn load(app: &App, cancelled: &AtomicBool) -> Result<Loaded, LoadErro
     let created = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs());
     let drafter = drafter(app, model, cancelled)?;
     Ok(Loaded { engine, drafter, text, policies, created })
+}
+
+fn load_policies(config: &Config) -> Result<Policies, LoadError> {
+    let policies = Policies::start(&config.places())?;
+    let Some(folder) = &config.recording.folder else { return Ok(policies) };
+    let recordings = Recordings::in_folder(folder, config.recording.max_bytes.0 as u64)?;
+    if config.recording.from_start {
+        recordings.start(None, None)?;
+    }
+    Ok(policies.recording(recordings))
 }
 
 /// The configured engine; none stands for the fake one, which needs the tokenizer first.

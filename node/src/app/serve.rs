@@ -167,6 +167,8 @@ impl Running {
             Some(planner),
             loaded.drafter,
         )?;
+        // A step loop that was just started has room for a command.
+        handle.report(policies.reports()).map_err(|_| AppError::StepLoopEnded)?;
         let recent = Arc::new(Recent::default());
         let served = Arc::new(Model {
             id: model.id.clone(),

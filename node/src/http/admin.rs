@@ -14,9 +14,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
 
-use super::admin_policies;
 use super::route::{server_header, unknown_url, wrong_method};
-use super::{Node, Settings};
+use super::{Node, Settings, admin_policies, admin_recording};
 
 /// The type that Prometheus scrapes.
 const METRICS_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -60,7 +59,8 @@ struct ModelState {
 pub(super) fn router(node: Arc<Node>, settings: &Settings) -> Router {
     let admin = Arc::new(Admin { node, stuck_after: settings.stuck_after });
     let server = server_header(settings);
-    let policies = admin_policies::router().with_state(Arc::clone(&admin.node));
+    let policies = admin_policies::router().merge(admin_recording::router());
+    let policies = policies.with_state(Arc::clone(&admin.node));
     Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))

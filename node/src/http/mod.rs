@@ -11,6 +11,7 @@ mod accept;
 mod activity;
 mod admin;
 mod admin_policies;
+mod admin_recording;
 mod admission;
 mod auth;
 mod body;

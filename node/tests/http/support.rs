@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use quern::http::{Node, RenderMetrics, Settings, serve_admin, serve_public};
+use quern::policies::{Policies, keep_tuning};
 use quern::serving::{Defaults, Model};
 use quern_engine::AdapterId;
 use quern_engine::fake::{FakeConfig, FakeEngine, Gate};
@@ -53,6 +54,8 @@ pub struct Options {
     pub step_time: Duration,
     pub max_sequence_len: usize,
     pub render_metrics: RenderMetrics,
+    /// Asked as a node asks them.
+    pub policies: Option<Policies>,
 }
 
 impl Default for Options {
@@ -64,6 +67,7 @@ impl Default for Options {
             step_time: Duration::ZERO,
             max_sequence_len: 2048,
             render_metrics: Box::new(|| "nothing 0\n".to_owned()),
+            policies: None,
         }
     }
 }
@@ -79,6 +83,7 @@ pub struct Server {
     pub engine: FakeConfig,
     pub client: reqwest::Client,
     pub shutdown: CancellationToken,
+    tuning: Option<JoinHandle<()>>,
     pub serving: JoinHandle<()>,
 }
 
@@ -86,6 +91,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         // A step thread behind a closed gate would never end.
         self.gate.open();
+        self.tuning.iter().for_each(JoinHandle::abort);
         self.node.models().iter().for_each(|model| model.handle.stop());
     }
 }
@@ -105,9 +111,12 @@ pub async fn start(options: Options) -> Server {
     engine.capabilities.vocab_size = TEXT.tokenizer.vocab_size();
     engine.capabilities.max_sequence_len = options.max_sequence_len;
     engine.capabilities.kv_capacity = 65_536;
-    let (handle, _thread) =
-        quern_scheduler::spawn(Box::new(FakeEngine::new(engine.clone())), options.scheduler, None, None)
-            .unwrap();
+    let planner = options.policies.as_ref().map(Policies::planner);
+    let fake = Box::new(FakeEngine::new(engine.clone()));
+    let (handle, _thread) = quern_scheduler::spawn(fake, options.scheduler, planner, None).unwrap();
+    if let Some(policies) = &options.policies {
+        handle.report(policies.reports()).unwrap();
+    }
     let model = Model {
         id: MODEL.to_owned(),
         created: 1_700_000_000,
@@ -120,7 +129,12 @@ pub async fn start(options: Options) -> Server {
         embedding_size: engine.capabilities.hidden_size,
         defaults: Defaults { temperature: 0.0, ..Defaults::default() },
     };
-    let node = Node::new(vec![Arc::new(model)], options.render_metrics);
+    let (handle, recent) = (model.handle.clone(), Arc::clone(&model.recent));
+    let node = Node::with_policies(vec![Arc::new(model)], options.policies.clone(), options.render_metrics);
+    let tuning = options.policies.map(|policies| {
+        let limits = handle.pace().limits;
+        tokio::spawn(keep_tuning(policies, handle, recent, limits, node.started()))
+    });
 
     let public = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -142,6 +156,7 @@ pub async fn start(options: Options) -> Server {
         engine,
         client: reqwest::Client::builder().no_proxy().build().unwrap(),
         shutdown,
+        tuning,
         serving,
     }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use super::harness::{Bench, Holding, Stream, greedy, prompt};
@@ -115,7 +116,8 @@ fn a_plan_that_does_nothing_is_not_held() {
 #[test]
 fn who_leaves_is_told_of_with_what_became_of_it() {
     let mut bench = Bench::new(Bench::tiny(1024, 8), SchedulerConfig::default());
-    let completions = bench.handle.completions(16).unwrap();
+    let (to, completions) = sync_channel(16);
+    bench.handle.report(to).unwrap();
     bench.ask(&prompt(1, 20), 3);
     let gone = bench.ask(&prompt(2, 30), 100);
     let satisfied = bench.ask(&prompt(4, 10), 100);
@@ -149,7 +151,8 @@ fn who_leaves_is_told_of_with_what_became_of_it() {
 #[test]
 fn nobody_waits_for_who_does_not_listen() {
     let mut bench = Bench::new(Bench::tiny(1024, 8), SchedulerConfig::default());
-    let completions = bench.handle.completions(2).unwrap();
+    let (to, completions) = sync_channel(2);
+    bench.handle.report(to).unwrap();
     for salt in 0..5 {
         bench.ask(&prompt(salt, 10), 2);
     }
