@@ -26,9 +26,27 @@ pub enum Command {
     /// Fetch a model of the catalogue to this machine.
     Pull(PullArgs),
     /// Write, check, measure and judge scheduling policies.
-    Policy(quern_policy_tools::PolicyArgs),
+    Policy(PolicyArgs),
     /// Print the resolved configuration and check files, model and ports, without serving.
     Check(Box<ServeArgs>),
+}
+
+/// `quern policy`.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: PolicyCommand,
+}
+
+/// What can be done with policies.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Keep steps of a node that serves.
+    Record(crate::record::RecordArgs),
+    /// What needs no node.
+    #[command(flatten)]
+    Tools(quern_policy_tools::PolicyCommand),
 }
 
 /// `quern serve` and `quern check`.

@@ -54,6 +54,8 @@ pub struct Config {
     pub logging: Logging,
     /// How the node ends.
     pub shutdown: Shutdown,
+    /// Recorded steps, for whoever writes policies.
+    pub recording: Recording,
     /// Places for policies, in the order in which they are asked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub policy: Vec<Policy>,
@@ -378,6 +380,19 @@ pub enum LogFormat {
     Json,
 }
 
+/// `[recording]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recording {
+    /// Where files of recorded steps are written; nothing is recorded where unset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folder: Option<PathBuf>,
+    /// Largest file.
+    pub max_bytes: Bytes,
+    /// Begin with the first step, without being asked.
+    pub from_start: bool,
+}
+
 /// `[shutdown]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -408,6 +423,12 @@ impl Default for Fake {
 impl Default for Logging {
     fn default() -> Self {
         Logging { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+impl Default for Recording {
+    fn default() -> Self {
+        Recording { folder: None, max_bytes: Bytes(256 << 20), from_start: false }
     }
 }
 

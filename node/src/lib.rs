@@ -3,7 +3,7 @@
 //!
 //! Start with [`app`], which builds a node from a configuration and runs it.
 //! Only [`http`] knows hyper, JSON and status codes; [`serving`] lies between an
-//! endpoint and the scheduler.
+//! endpoint and the scheduler. [`record`] is a client of a node, and no part of one.
 #![deny(unsafe_code)]
 
 pub mod app;
@@ -13,5 +13,6 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod policies;
+pub mod record;
 pub mod serving;
 pub mod workers;

@@ -10,8 +10,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use quern::app::{App, AppError, Ended, pull_missing};
-use quern::cli::{Cli, Command, PullArgs, ServeArgs};
+use quern::cli::{Cli, Command, PolicyCommand, PullArgs, ServeArgs};
 use quern::config::{Config, EngineKind, Layers};
+use quern::record::record;
 use quern::{logging, metrics};
 use quern_models::{PullOptions, Terminal, catalog};
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +28,12 @@ fn main() -> ExitCode {
         Ok(Cli { command: Command::Serve(args) }) => serve(&args),
         Ok(Cli { command: Command::Pull(args) }) => pull(&args),
         Ok(Cli { command: Command::Check(args) }) => check(&args),
-        Ok(Cli { command: Command::Policy(args) }) => return quern_policy_tools::run(args),
+        Ok(Cli { command: Command::Policy(args) }) => match args.command {
+            PolicyCommand::Record(args) => record(&args).map_err(failed),
+            PolicyCommand::Tools(command) => {
+                return quern_policy_tools::run(quern_policy_tools::PolicyArgs { command });
+            }
+        },
         // Help and version are answers; the rest are mistakes, which clap explains itself.
         Err(words) => words.print().map_err(failed).and(match words.use_stderr() {
             true => Err(Exit(USAGE, String::new())),

@@ -67,6 +67,8 @@ const COUNTERS: &[(&str, &str)] = &[
     ("quern_plans_total", "Planned steps, by what became of the planner's plan."),
     ("quern_routed_requests_total", "Requests for which there was a choice of workers, by what decided."),
     ("quern_worker_failures_total", "Workers that could not be started, died, or only failed, by kind."),
+    ("quern_feedback_dropped_total", "Ended sequences that policies were not told of, for lack of room."),
+    ("quern_admission_unasked_total", "Requests that went on because no policy answered in time."),
     ("quern_http_requests_total", "Answered HTTP requests, by endpoint and status."),
     ("quern_requests_refused_total", "Requests that were refused before any work, by reason."),
     ("quern_prompt_tokens_total", "Tokens of prompts."),

@@ -7,17 +7,25 @@
 //! policy is run: that is `quern_extensions`.
 
 mod chain;
+mod desk;
+mod learning;
+pub mod recordings;
 mod tuning;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 
 use quern_extensions::watch::Watch;
 use quern_extensions::{
     AdmissionRequest, Decision, EngineError, EngineSettings, Hook, LoadError, NodeLoad, PolicyEngine,
     Replicas, Settings, Slot, Source, StepLimits, Target, Window,
 };
+use quern_scheduler::Completion;
 use quern_scheduler::plan::Planner;
+
+use desk::{Desk, Question};
+use recordings::Recordings;
 
 pub use tuning::{keep_tuning, node_load};
 
@@ -38,9 +46,10 @@ pub enum PoliciesError {
     /// The sandbox cannot be set up on this machine.
     #[error("policies: {0}")]
     Engine(#[from] EngineError),
-    /// The system gives no thread for watching a file.
-    #[error("policies: no thread to watch a file: {0}")]
-    Watch(std::io::Error),
+    /// The system gives no thread: for watching a file, asking on admission, or
+    /// telling who left.
+    #[error("policies: no thread: {0}")]
+    Thread(std::io::Error),
     /// A configured policy cannot serve.
     #[error("policy `{name}`: {file}: {source}")]
     Load {
@@ -57,6 +66,9 @@ pub enum PoliciesError {
 #[derive(Clone)]
 pub struct Policies {
     places: Arc<[Slot]>,
+    desk: Desk,
+    reports: SyncSender<Completion>,
+    recordings: Recordings,
     /// Kept, because dropping one ends it.
     _watches: Arc<[Watch]>,
 }
@@ -73,12 +85,20 @@ impl Policies {
     /// As [`Policies::start`], with room for so many step loops.
     ///
     /// # Errors
-    /// [`PoliciesError`] for the first that cannot serve.
+    /// As for [`Policies::start`].
     pub fn start_for(places: &[Place], max_step_loops: u32) -> Result<Policies, PoliciesError> {
         let defaults = EngineSettings::default();
         let wanted = instances(places.len(), max_step_loops);
         let settings = EngineSettings { max_instances: wanted.max(defaults.max_instances), ..defaults };
-        let engine = PolicyEngine::new(&settings)?;
+        Policies::start_on(&settings, places)
+    }
+
+    /// As [`Policies::start`], on an engine set up like this.
+    ///
+    /// # Errors
+    /// As for [`Policies::start`].
+    pub fn start_on(engine: &EngineSettings, places: &[Place]) -> Result<Policies, PoliciesError> {
+        let engine = PolicyEngine::new(engine)?;
         let (mut slots, mut watches) = (Vec::new(), Vec::new());
         for place in places {
             let slot = Slot::new(&engine, place.settings.clone());
@@ -98,12 +118,34 @@ impl Policies {
                     "policy loaded"
                 );
                 if place.watch {
-                    watches.push(Watch::start(&slot, file).map_err(PoliciesError::Watch)?);
+                    watches.push(Watch::start(&slot, file).map_err(PoliciesError::Thread)?);
                 }
             }
             slots.push(slot);
         }
-        Ok(Policies { places: slots.into(), _watches: watches.into() })
+        let places: Arc<[Slot]> = slots.into();
+        let desk = Desk::start(Arc::clone(&places)).map_err(PoliciesError::Thread)?;
+        let reports = learning::start(Arc::clone(&places)).map_err(PoliciesError::Thread)?;
+        let recordings = Recordings::default();
+        Ok(Policies { places, desk, reports, recordings, _watches: watches.into() })
+    }
+
+    /// Keeps recordings as the operator wants them.
+    #[must_use]
+    pub fn recording(self, recordings: Recordings) -> Policies {
+        Policies { recordings, ..self }
+    }
+
+    /// What is recorded, and where to.
+    #[must_use]
+    pub fn recordings(&self) -> &Recordings {
+        &self.recordings
+    }
+
+    /// Where a step loop tells of those who left, for policies that learn.
+    #[must_use]
+    pub fn reports(&self) -> SyncSender<Completion> {
+        self.reports.clone()
     }
 
     /// The places, in the order in which they are asked.
@@ -121,7 +163,8 @@ impl Policies {
     /// A planner for one step loop. Blocks while instances are made.
     #[must_use]
     pub fn planner(&self) -> Box<dyn Planner> {
-        Box::new(chain::Chain::new(self.places.iter().map(Slot::planner).collect()))
+        let chain = chain::Chain::new(self.places.iter().map(Slot::planner).collect());
+        Box::new(self.recordings.tap().planner(chain))
     }
 
     /// Whether anybody decides on admission now.
@@ -130,13 +173,19 @@ impl Policies {
         self.places.iter().any(|slot| slot.serves(Hook::Admission))
     }
 
-    /// Whether to serve a request; `None` is yes, as it is.
-    #[must_use]
-    pub fn decide(&self, request: &AdmissionRequest, load: &NodeLoad) -> Option<Decision> {
-        self.places
-            .iter()
-            .filter(|slot| slot.serves(Hook::Admission))
-            .find_map(|slot| slot.decide(request, load))
+    /// Whether to serve a request; `None` is yes, as it is. An answer that `check`
+    /// finds wrong counts as the policy's fault. Whoever asks waits, and no thread
+    /// that serves does.
+    pub async fn decide(
+        &self,
+        request: AdmissionRequest,
+        load: NodeLoad,
+        check: impl Fn(&Decision) -> Result<(), String> + Send + 'static,
+    ) -> Option<Decision> {
+        if !self.admits() {
+            return None;
+        }
+        self.desk.ask(Question::new(request, load, Box::new(check))).await
     }
 
     /// Whether anybody decides on workers now.
@@ -159,6 +208,12 @@ impl Policies {
     #[must_use]
     pub fn tune(&self, load: &NodeLoad) -> Option<StepLimits> {
         self.places.iter().filter(|slot| slot.serves(Hook::Batcher)).find_map(|slot| slot.tune(load))
+    }
+
+    /// Which versions would be asked how large steps may be.
+    fn tuners(&self) -> Vec<(usize, Option<u64>)> {
+        let tuners = self.places.iter().enumerate().filter(|(_, slot)| slot.serves(Hook::Batcher));
+        tuners.map(|(idx, slot)| (idx, slot.version())).collect()
     }
 }
 
@@ -186,12 +241,13 @@ mod tests {
         assert!(told.contains("`first`") && told.contains(&*file.to_string_lossy()), "{told}");
     }
 
-    #[test]
-    fn an_empty_place_has_no_opinion() {
+    #[tokio::test]
+    async fn an_empty_place_has_no_opinion() {
         let place = Place { settings: Settings::named("main"), file: None, watch: true };
         let policies = Policies::start(&[place]).unwrap();
         assert!(!policies.admits());
-        assert!(policies.decide(&AdmissionRequest::default(), &NodeLoad::default()).is_none());
+        let (request, load) = (AdmissionRequest::default(), NodeLoad::default());
+        assert!(policies.decide(request, load, |_| Ok(())).await.is_none());
         assert!(policies.tune(&NodeLoad::default()).is_none());
         assert!(policies.planner().plan(&quern_scheduler::plan::Snapshot::default()).is_none());
         assert!(policies.place("main").is_some() && policies.place("other").is_none());

@@ -19,6 +19,7 @@ mod window;
 mod wish;
 
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ use quern_engine::Engine;
 use quern_scheduler::draft::Drafter;
 use quern_scheduler::plan::Planner;
 use quern_scheduler::request::Request;
-use quern_scheduler::{Handle, Limits, Load, Pace, Permit, Refused, SchedulerConfig};
+use quern_scheduler::{Completion, Handle, Limits, Load, Pace, Permit, Refused, SchedulerConfig};
 
 use self::pool::Pool;
 
@@ -84,6 +85,8 @@ pub struct Parts {
     pub planner: Option<Box<dyn Planner>>,
     /// Guesses ahead.
     pub drafter: Option<Box<dyn Drafter>>,
+    /// Told of sequences that have ended.
+    pub reports: Option<SyncSender<Completion>>,
 }
 
 /// Why there is no worker.

@@ -19,12 +19,21 @@ pub struct SlotPlanner {
     columns: AdapterColumns,
     /// Whose plan the step loop has in hands.
     asked: Option<Arc<Version>>,
+    /// Whose plan was good last: it may be held.
+    author: Option<u64>,
     warmed: bool,
 }
 
 impl SlotPlanner {
     pub(crate) fn new(core: Arc<SlotCore>, seat: Arc<Seat>) -> SlotPlanner {
-        SlotPlanner { core, seat, columns: AdapterColumns::default(), asked: None, warmed: false }
+        SlotPlanner {
+            core,
+            seat,
+            columns: AdapterColumns::default(),
+            asked: None,
+            author: None,
+            warmed: false,
+        }
     }
 
     fn asked(&mut self, snapshot: &Snapshot) -> Option<Plan> {
@@ -59,7 +68,7 @@ impl Planner for SlotPlanner {
             // Else the first call of a thread would pay for it.
             wasmtime::Engine::tls_eager_initialize();
         }
-        self.asked = None;
+        (self.asked, self.author) = (None, None);
         let plan = self.asked(snapshot);
         if let Some(shadow) = self.core.shadow.load().as_deref() {
             shadow.offer(snapshot, plan.as_ref());
@@ -69,8 +78,13 @@ impl Planner for SlotPlanner {
 
     fn judged(&mut self, judgement: Result<(), PlanError>) {
         let Some(version) = self.asked.take() else { return };
+        self.author = judgement.is_ok().then_some(version.number);
         let judgement = judgement.map_err(|error| error.to_string());
         self.seat.judge(&self.core.engine, Hook::Scheduler, &version, false, judgement);
+    }
+
+    fn stands(&self) -> bool {
+        self.author.is_some() && self.author == self.seat.version()
     }
 }
 

@@ -257,6 +257,11 @@ impl Seat {
         before.into_iter().for_each(|occupant| occupant.retire(engine));
     }
 
+    /// The number of the version that sits here.
+    pub(crate) fn version(&self) -> Option<u64> {
+        lock(&self.place).now.as_ref().map(|now| now.version.number)
+    }
+
     /// Whether a version that observes sits here.
     pub(crate) fn observes(&self) -> bool {
         let place = lock(&self.place);

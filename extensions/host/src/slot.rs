@@ -153,6 +153,18 @@ impl Slot {
         self.core.serving().is_some_and(|version| version.code.hooks.has(hook))
     }
 
+    /// The longest that a call of this hook may take.
+    #[must_use]
+    pub fn deadline(&self, hook: Hook) -> std::time::Duration {
+        self.core.settings.deadlines.of(hook)
+    }
+
+    /// The number of the serving version.
+    #[must_use]
+    pub fn version(&self) -> Option<u64> {
+        self.core.serving().map(|version| version.number)
+    }
+
     /// The digest of the file that the serving version came from.
     #[must_use]
     pub fn digest(&self) -> Option<Digest> {
@@ -185,6 +197,18 @@ impl Slot {
     /// [`Slot::tune`] does.
     #[must_use]
     pub fn decide(&self, request: &AdmissionRequest, load: &NodeLoad) -> Option<Decision> {
+        self.decide_if(request, load, |_| Ok(()))
+    }
+
+    /// As [`Slot::decide`]; what `check` finds wrong counts as a fault of the
+    /// policy, and is not used.
+    #[must_use]
+    pub fn decide_if(
+        &self,
+        request: &AdmissionRequest,
+        load: &NodeLoad,
+        check: impl FnOnce(&Decision) -> Result<(), String>,
+    ) -> Option<Decision> {
         let core = &*self.core;
         let pairs = request.attributes.iter().map(|(name, value)| (&**name, &**value));
         let attributes: Vec<(&str, &str)> = pairs.collect();
@@ -192,7 +216,10 @@ impl Slot {
             Some(hook) => hook.call_decide(store, request.lend(&attributes), load.lend()),
             None => Ok(Ok(None)),
         });
-        core.take(Hook::Admission, asked, Decision::take)
+        core.take(Hook::Admission, asked, |decision| {
+            let decision = Decision::take(decision)?;
+            check(&decision).map(|()| decision)
+        })
     }
 
     /// How many workers there should be; `None` leaves it to the node. Blocks

@@ -4,6 +4,10 @@
 
 mod common;
 
+use common::evil::{
+    DEFINE, DEFINE_ONE, EVIL_INITS, EVIL_SAVES, FIFTY_LINES, HUGE_LINE, HUGE_LIST, LINE_OUT_OF_MEMORY, LINES,
+    LOG, MANY_SERIES, PICKY_INIT, SAVE_GARBAGE, UPDATE, UPDATES, broken_plans,
+};
 use common::{
     DEEP, ENDLESS, GREEDY, Guest, NO_OPINION, Node, THIRD, error_of, good_plan, guest, lenient, plan_of,
     snapshot,
@@ -13,11 +17,6 @@ use quern_extensions::{
     AdmissionRequest, Completed, Hook, LoadError, NodeLoad, Outcome, Replicas, Source, Verdict, Window,
 };
 use quern_scheduler::plan::Plan;
-
-const LOG: &str = "(import \"quern:policy/log@0.1.0\" \"write\" (func $log (param i32 i32 i32)))";
-const DEFINE: &str =
-    "(import \"quern:policy/metrics@0.1.0\" \"define\" (func $define (param i32 i32 i32 i32)))";
-const UPDATE: &str = "(import \"quern:policy/metrics@0.1.0\" \"update\" (func $update (param i32 f64)))";
 
 /// Four steps: every one is answered in some way, with the same verdict each
 /// time, and then a good version takes over.
@@ -92,12 +91,7 @@ fn an_error_of_its_own_is_no_opinion_and_keeps_the_instance() {
 
 #[test]
 fn a_list_of_two_to_the_31_is_not_read() {
-    let body = "
-        (i32.store (i32.const 2052) (i32.const 1))
-        (i32.store (i32.const 2056) (i32.const 4096))
-        (i32.store (i32.const 2060) (i32.const 0x80000000))
-        (i32.const 2048)";
-    check_every_step(guest().with(Hook::Scheduler, body), Verdict::Trapped);
+    check_every_step(guest().with(Hook::Scheduler, HUGE_LIST), Verdict::Trapped);
 }
 
 #[test]
@@ -119,30 +113,16 @@ fn an_answer_out_of_memory_or_out_of_line_is_not_read() {
 
 #[test]
 fn plans_that_break_a_rule_are_invalid() {
-    let good = good_plan();
-    let broken = [
-        ("a row out of range", Plan { admit: vec![1], ..good.clone() }),
-        ("the largest row", Plan { admit: vec![u32::MAX], ..good.clone() }),
-        ("a row to pause out of range", Plan { preempt: vec![1], ..good.clone() }),
-        ("a row named twice", Plan { admit: vec![0, 0], admit_chunk: vec![1, 1], ..good.clone() }),
-        ("more than the budget", Plan { admit_chunk: vec![512], ..good.clone() }),
-        (
-            "chunks that overflow",
-            Plan { admit_chunk: vec![u32::MAX], running_chunk: vec![u32::MAX], ..good.clone() },
-        ),
-        ("a column too short", Plan { running_chunk: vec![1, 1], ..good.clone() }),
-        ("a row both run and paused", Plan { preempt: vec![0], ..good.clone() }),
-    ];
     let mut node = Node::new(lenient("invalid"));
     let seen = snapshot(1, 1);
-    for (what, plan) in broken {
+    for (what, plan) in broken_plans() {
         node.slot.load(&guest().with(Hook::Scheduler, plan_of(&plan)).source()).unwrap();
         assert_eq!(node.step(&seen), None, "{what}");
         assert_eq!(node.count(Hook::Scheduler, Verdict::Invalid), 1, "{what}");
         assert_eq!(node.count(Hook::Scheduler, Verdict::Used), 0, "{what}");
     }
-    node.slot.load(&guest().with(Hook::Scheduler, plan_of(&good)).source()).unwrap();
-    assert_eq!(node.step(&seen), Some(good));
+    node.slot.load(&guest().with(Hook::Scheduler, plan_of(&good_plan())).source()).unwrap();
+    assert_eq!(node.step(&seen), Some(good_plan()));
 }
 
 #[test]
@@ -176,33 +156,23 @@ fn rows_of_two_adapters_in_a_step_that_cannot_mix_them_are_invalid() {
 
 #[test]
 fn a_huge_string_to_the_log_traps_the_guest_and_nobody_else() {
-    // 900,000 bytes of memory as one message: more than a call may hand over.
-    let body = "(call $log (i32.const 2) (i32.const 0) (i32.const 900000)) (i32.const 2048)";
-    check_every_step(guest().import(LOG).with(Hook::Scheduler, body), Verdict::Trapped);
-    // A string beyond the end of memory.
-    let body = "(call $log (i32.const 2) (i32.const 0x10) (i32.const 0x7fffffff)) (i32.const 2048)";
-    check_every_step(guest().import(LOG).with(Hook::Scheduler, body), Verdict::Trapped);
+    for body in [HUGE_LINE, LINE_OUT_OF_MEMORY] {
+        check_every_step(guest().import(LOG).with(Hook::Scheduler, body), Verdict::Trapped);
+    }
 }
 
 #[test]
 fn a_long_message_is_cut_and_a_flood_is_rationed() {
-    let many = "(local $n i32)
-        (loop $l
-          (call $log (i32.const 2) (i32.const 512) (i32.const 5))
-          (local.set $n (i32.add (local.get $n) (i32.const 1)))
-          (br_if $l (i32.lt_u (local.get $n) (i32.const 50))))
-        (i32.const 2048)";
     let mut node = Node::new(lenient("talker"));
-    node.slot.load(&guest().import(LOG).with(Hook::Scheduler, many).source()).unwrap();
+    node.slot.load(&guest().import(LOG).with(Hook::Scheduler, FIFTY_LINES).source()).unwrap();
     for _ in 0..4 {
         assert_eq!(node.step(&snapshot(1, 1)), None);
     }
     // 200 lines, of which some tens are kept; none of it is the guest's fault.
     let calls = node.count(Hook::Scheduler, Verdict::None) + node.count(Hook::Scheduler, Verdict::Late);
     assert_eq!(calls, 4);
-    let endless = "(loop $l (call $log (i32.const 2) (i32.const 512) (i32.const 5)) (br $l)) (unreachable)";
     // Whichever comes first: the deadline, or all bytes that a call may hand over.
-    node.slot.load(&guest().import(LOG).with(Hook::Scheduler, endless).source()).unwrap();
+    node.slot.load(&guest().import(LOG).with(Hook::Scheduler, LINES).source()).unwrap();
     assert_eq!(node.step(&snapshot(1, 1)), None);
     let faults = node.count(Hook::Scheduler, Verdict::Late) + node.count(Hook::Scheduler, Verdict::Trapped);
     assert_eq!(faults, 1);
@@ -211,24 +181,15 @@ fn a_long_message_is_cut_and_a_flood_is_rationed() {
 
 #[test]
 fn a_flood_of_metrics_is_harmless() {
-    let endless = "(loop $l (call $update (i32.const 0) (f64.const 1)) (br $l)) (unreachable)";
-    let define = "(call $define (i32.const 512) (i32.const 5) (i32.const 0) (i32.const 8192))";
-    let evil = guest().import(DEFINE).import(UPDATE).init(define).with(Hook::Scheduler, endless);
+    let evil = guest().import(DEFINE).import(UPDATE).init(DEFINE_ONE).with(Hook::Scheduler, UPDATES);
     let node = check_every_step(evil, Verdict::Late);
     assert!(node.slot.status().metric_updates_dropped > 0);
     // Series without end, with new names as far as they go.
-    let many = "(local $n i32)
-        (loop $l
-          (i32.store8 (i32.const 516) (i32.add (i32.const 97) (i32.rem_u (local.get $n) (i32.const 26))))
-          (i32.store8 (i32.const 515) (i32.add (i32.const 97) (i32.div_u (local.get $n) (i32.const 26))))
-          (call $define (i32.const 512) (i32.const 5) (i32.const 0) (i32.const 8192))
-          (local.set $n (i32.add (local.get $n) (i32.const 1)))
-          (br_if $l (i32.lt_u (local.get $n) (i32.const 600))))
-        (if (i32.ne (i32.load8_u (i32.const 8192)) (i32.const 1)) (then unreachable))
-        (global.set $heap (i32.const 16384))";
     let mut node = Node::new(lenient("series"));
     // The guest itself traps unless its last definition was refused.
-    node.slot.load(&guest().import(DEFINE).init(many).with(Hook::Scheduler, NO_OPINION).source()).unwrap();
+    node.slot
+        .load(&guest().import(DEFINE).init(MANY_SERIES).with(Hook::Scheduler, NO_OPINION).source())
+        .unwrap();
     assert_eq!(node.step(&snapshot(1, 1)), None);
     assert_eq!(node.count(Hook::Scheduler, Verdict::None), 1);
 }
@@ -237,12 +198,8 @@ fn a_flood_of_metrics_is_harmless() {
 fn an_evil_init_does_not_take_over() {
     let mut node = Node::new(lenient("init"));
     node.slot.load(&guest().with(Hook::Scheduler, plan_of(&good_plan())).source()).unwrap();
-    for (init, verdict) in [
-        ("(loop $l (br $l))", Verdict::Late),
-        ("(loop $l (drop (memory.grow (i32.const 16))) (br $l))", Verdict::Trapped),
-        ("(drop (call $deep (i32.const 0)))", Verdict::Trapped),
-        ("unreachable", Verdict::Trapped),
-    ] {
+    let verdicts = [Verdict::Late, Verdict::Trapped, Verdict::Trapped, Verdict::Trapped];
+    for (init, verdict) in EVIL_INITS.into_iter().zip(verdicts) {
         let evil = guest().init(init).with(Hook::Scheduler, NO_OPINION);
         match node.slot.load(&evil.source()) {
             Err(LoadError::Start(fault)) => assert_eq!(fault.verdict, verdict, "{init}"),
@@ -256,12 +213,9 @@ fn an_evil_init_does_not_take_over() {
 fn state_that_is_garbage_is_not_needed() {
     // The first version saves bytes that the second one cannot stand.
     let mut node = Node::new(lenient("saved"));
-    let save = "(i32.store (i32.const 1536) (i32.const 4096)) (i32.store (i32.const 1540) (i32.const 1000))";
-    node.slot.load(&guest().save(save).with(Hook::Scheduler, NO_OPINION).source()).unwrap();
+    node.slot.load(&guest().save(SAVE_GARBAGE).with(Hook::Scheduler, NO_OPINION).source()).unwrap();
     assert_eq!(node.step(&snapshot(1, 1)), None);
-    let picky = guest()
-        .init("(if (local.get $some) (then unreachable))")
-        .with(Hook::Scheduler, plan_of(&good_plan()));
+    let picky = guest().init(PICKY_INIT).with(Hook::Scheduler, plan_of(&good_plan()));
     node.slot.load(&picky.source()).unwrap();
     assert_eq!(node.step(&snapshot(1, 1)), Some(good_plan()));
     // And a spare of it starts as well.
@@ -271,12 +225,7 @@ fn state_that_is_garbage_is_not_needed() {
 
 #[test]
 fn an_evil_save_does_not_stop_the_next_version() {
-    let saves = [
-        "(loop $l (br $l))",
-        "unreachable",
-        "(i32.store (i32.const 1536) (i32.const 4096)) (i32.store (i32.const 1540) (i32.const 0x80000000))",
-    ];
-    for save in saves {
+    for save in EVIL_SAVES {
         let mut node = Node::new(lenient("save"));
         node.slot.load(&guest().save(save).with(Hook::Scheduler, NO_OPINION).source()).unwrap();
         node.slot.load(&guest().with(Hook::Scheduler, plan_of(&good_plan())).source()).unwrap();

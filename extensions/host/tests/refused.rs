@@ -4,6 +4,7 @@
 mod common;
 
 use base64::Engine as _;
+use common::evil::WASI;
 use common::{NO_OPINION, Node, good_plan, guest, lenient, plan_of, snapshot};
 use ed25519_dalek::{Signer as _, SigningKey};
 use quern_extensions::inspect::NotAPolicy;
@@ -31,9 +32,7 @@ fn an_import_of_wasi_is_named() {
         }
         other => panic!("{other:?}"),
     }
-    let import =
-        "(import \"wasi_snapshot_preview1\" \"fd_write\" (func (param i32 i32 i32 i32) (result i32)))";
-    let module = guest().import(import).with(Hook::Scheduler, NO_OPINION).module();
+    let module = guest().import(WASI).with(Hook::Scheduler, NO_OPINION).module();
     match load(bytes(module)) {
         Err(LoadError::NotAPolicy(NotAPolicy::Encoding(why))) => {
             assert!(why.contains("wasi_snapshot_preview1"), "{why}");

@@ -157,6 +157,7 @@ impl StepLoop {
         }
         let now = Instant::now();
         let queued = now.saturating_duration_since(sequence.arrived);
+        sequence.queued = Some(queued);
         self.metrics.queue_time.record(queued.as_secs_f64());
         self.shared.queue.note_start();
         tracing::debug!(

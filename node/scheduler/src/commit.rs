@@ -63,7 +63,7 @@ impl StepLoop {
 
     /// Lets go of sequences that need no more work.
     pub(crate) fn drop_ended(&mut self) {
-        let (cache, ops) = (&mut self.cache, &mut self.ops);
+        let (cache, ops, completions) = (&mut self.cache, &mut self.ops, &self.completions);
         let mut let_go = |sequence: &mut Sequence| {
             if let Some(drafter) = &mut self.drafter {
                 drafter.forget(sequence.id);
@@ -74,6 +74,9 @@ impl StepLoop {
             if let Some(slot) = sequence.slot.take() {
                 let keep = self.config.prefix_cache && !sequence.poisoned;
                 cache.release(slot, keep, ops);
+            }
+            if completions.are_wanted() {
+                completions.tell(sequence.completion());
             }
         };
         self.running.extract_if(.., |s| s.ended).for_each(|mut s| let_go(&mut s));

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
+use crate::completed::{Completion, Completions};
 use crate::pace::{Limits, Pace, Pulse};
 use crate::plan::Planner;
 use crate::queue::{Permit, Queue, Refused};
@@ -115,6 +116,7 @@ pub(crate) enum Command {
     Submit(Box<Request>, Permit),
     SetPlanner(Box<dyn Planner>),
     SetLimits(Limits),
+    SetCompletions(Completions),
     /// Fail whatever is left and end the thread.
     Stop,
 }
@@ -184,6 +186,16 @@ impl Handle {
     /// [`Refused`] when the command cannot be queued.
     pub fn set_limits(&self, limits: Limits) -> Result<(), Refused> {
         self.commands.try_send(Command::SetLimits(limits)).map_err(|_| Refused::Closed)
+    }
+
+    /// Tells of every sequence that leaves from the next step on. The step thread
+    /// waits for nobody: what finds no room is dropped and counted.
+    ///
+    /// # Errors
+    /// [`Refused`] when the command cannot be queued.
+    pub fn report(&self, to: SyncSender<Completion>) -> Result<(), Refused> {
+        let command = Command::SetCompletions(Completions::to(to));
+        self.commands.try_send(command).map_err(|_| Refused::Closed)
     }
 
     /// How fast the loop goes.

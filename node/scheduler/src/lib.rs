@@ -12,10 +12,12 @@ mod assemble;
 mod batch;
 pub mod builtin;
 mod commit;
+mod completed;
 pub mod constraint;
 mod cost;
 pub mod draft;
 mod handle;
+mod hold;
 mod metrics;
 mod pace;
 pub mod plan;
@@ -37,10 +39,12 @@ use std::time::{Duration, Instant};
 use quern_engine::{AdapterId, Capabilities, Engine};
 
 use crate::builtin::BuiltinPlanner;
+use crate::completed::Completions;
 use crate::draft::Drafter;
 use crate::plan::Planner;
 use crate::step_loop::{StepCosts, StepLoop};
 
+pub use completed::{Completion, Outcome};
 pub use handle::{Backlog, Handle, Load, NotTaken};
 pub use pace::{Limits, Pace};
 pub use queue::{Permit, Queue, Refused};
@@ -189,7 +193,8 @@ fn build(
         snapshot: plan::Snapshot::default(),
         batch: batch::Batch::default(),
         costs: StepCosts::default(),
-        next_id: 0,
+        hold: None,
+        completions: Completions::default(),
         last_adapter: AdapterId::BASE,
         saved_bytes: 0,
         seen_requests: 0,

@@ -18,6 +18,7 @@ pub(crate) struct SchedulerMetrics {
     pub(crate) plans_used: Counter,
     pub(crate) plans_none: Counter,
     pub(crate) plans_invalid: Counter,
+    pub(crate) plans_held: Counter,
 }
 
 impl SchedulerMetrics {
@@ -37,6 +38,7 @@ impl SchedulerMetrics {
             plans_used: counter!("quern_plans_total", "outcome" => "used"),
             plans_none: counter!("quern_plans_total", "outcome" => "none"),
             plans_invalid: counter!("quern_plans_total", "outcome" => "invalid"),
+            plans_held: counter!("quern_plans_total", "outcome" => "held"),
         }
     }
 }

@@ -129,7 +129,8 @@ pub struct Plan {
     /// The adapter to serve where the engine cannot mix them; `None` leaves it
     /// to the host.
     pub adapter: Option<AdapterId>,
-    /// Steps for which the host may repeat this plan while no row comes or goes.
+    /// Steps for which the step loop may repeat this plan's choices without asking,
+    /// as long as no sequence comes, goes or starts to decode.
     pub hold_steps: u32,
 }
 
@@ -146,6 +147,12 @@ pub trait Planner: Send {
     fn judged(&mut self, judgement: Result<(), PlanError>) {
         // Most planners know what they do.
         let _ = judgement;
+    }
+
+    /// Whether what it planned last is still its word: a plan that may be held is
+    /// not repeated once its author was replaced.
+    fn stands(&self) -> bool {
+        true
     }
 }
 

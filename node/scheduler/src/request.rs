@@ -202,6 +202,12 @@ pub trait Sink: Send {
 
     /// Whether the other side is gone.
     fn is_closed(&self) -> bool;
+
+    /// Whether the other side is gone because it has all that it wants, as after
+    /// a stop string, and not because it gave up.
+    fn has_enough(&self) -> bool {
+        false
+    }
 }
 
 /// The other side of a [`Sink`] is gone.

@@ -5,14 +5,15 @@
 //! more is prefilling (the idea is vLLM's).
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quern_engine::{AdapterId, Output, SeqId, TokenId};
 
+use crate::completed::{Completion, Outcome};
 use crate::constraint::Constraint;
 use crate::draft::DraftLength;
 use crate::queue::Permit;
-use crate::request::{Event, FinishReason, NameIx, Pooling, RequestId, Sink};
+use crate::request::{Event, Failure, FinishReason, NameIx, Pooling, RequestId, Sink};
 use crate::sampler::Sampler;
 
 /// See the module's text.
@@ -41,6 +42,12 @@ pub(crate) struct Sequence {
     pub(crate) started: bool,
     /// Set when no more work is to be done for it.
     pub(crate) ended: bool,
+    /// How it ended; cancelled as long as nobody said otherwise.
+    pub(crate) outcome: Outcome,
+    /// Time from arrival to the start.
+    pub(crate) queued: Option<Duration>,
+    /// Time from arrival to the first token.
+    pub(crate) first_token: Option<Duration>,
     /// Set when the engine may hold other state than the books say.
     pub(crate) poisoned: bool,
 }
@@ -116,9 +123,29 @@ impl Sequence {
 
     /// Ends the sequence with a last event.
     pub(crate) fn end(&mut self, event: Event) {
+        self.outcome = match &event {
+            Event::Failed(Failure::Expired) => Outcome::Expired,
+            Event::Failed(_) => Outcome::Failed,
+            _ => Outcome::Finished,
+        };
         // The sequence is over whether or not anybody listens.
         let _ = self.sink.send(event);
         self.ended = true;
+    }
+
+    /// What is told of it when it leaves.
+    pub(crate) fn completion(&self) -> Completion {
+        let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let satisfied = self.outcome == Outcome::Cancelled && self.sink.has_enough();
+        Completion {
+            id: self.id,
+            tenant: self.tenant,
+            outcome: if satisfied { Outcome::Finished } else { self.outcome },
+            prompt_tokens: number(self.prompt_len),
+            new_tokens: number(self.generated()),
+            queued: self.queued.unwrap_or_else(|| self.arrived.elapsed()),
+            first_token: self.first_token.unwrap_or_default(),
+        }
     }
 
     /// Takes in a drawn token: sends it, or ends the sequence because of it.
@@ -133,6 +160,9 @@ impl Sequence {
             return self.end(Event::Failed(crate::request::Failure::Constraint(error.0)));
         }
         self.tokens.push(drawn.token);
+        if self.first_token.is_none() {
+            self.first_token = Some(self.arrived.elapsed());
+        }
         let complete = generation.constraint.as_ref().is_some_and(|c| c.is_finished());
         let max_new = generation.max_new;
         self.send(Event::Token { token: drawn.token, logprobs: drawn.logprobs });

@@ -5,7 +5,7 @@
 //! the engine's output in `commit.rs`.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,11 @@ use quern_engine::{AdapterId, Capabilities, Engine};
 
 use crate::batch::Batch;
 use crate::builtin::BuiltinPlanner;
+use crate::completed::{Completions, Outcome};
 use crate::cost::CostModel;
 use crate::draft::{DraftLength, Drafter};
 use crate::handle::{Command, Shared};
+use crate::hold::Hold;
 use crate::metrics::SchedulerMetrics;
 use crate::plan::{self, Plan, Planner, Snapshot, StepInfo};
 use crate::prefix_cache::{KvOp, PrefixCache};
@@ -31,6 +33,10 @@ const REST: Duration = Duration::from_millis(1);
 /// The part of a step that may be spent on waiting for requests that follow on
 /// answers. Whoever comes a moment after a step began waits for all of it.
 const WAIT_PART: u32 = 32;
+
+/// Numbers sequences. All loops of a process count together, so that a policy
+/// which plans for several never meets a number twice.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// See the module's text.
 pub(crate) struct StepLoop {
@@ -52,7 +58,10 @@ pub(crate) struct StepLoop {
     pub(crate) snapshot: Snapshot,
     pub(crate) batch: Batch,
     pub(crate) costs: StepCosts,
-    pub(crate) next_id: u64,
+    /// The last plan, as far as it may be repeated.
+    pub(crate) hold: Option<Hold>,
+    /// Where those who leave are told of.
+    pub(crate) completions: Completions,
     pub(crate) last_adapter: AdapterId,
     /// Bytes of state put aside in host memory.
     pub(crate) saved_bytes: usize,
@@ -159,9 +168,14 @@ impl StepLoop {
                 self.expected = self.expected.saturating_sub(1);
                 self.enqueue(*request, Arc::new(permit));
             }
-            Command::SetPlanner(planner) => self.planner = planner,
+            Command::SetPlanner(planner) => {
+                self.planner = planner;
+                self.hold = None;
+            }
+            Command::SetCompletions(completions) => self.completions = completions,
             Command::SetLimits(limits) => {
                 self.config.limit(limits, &self.caps);
+                self.hold = None;
                 self.shared.pulse.set_limits(self.config.limits());
             }
             Command::Stop => return false,
@@ -188,9 +202,8 @@ impl StepLoop {
                 let _ = sink.send(Event::Failed(Failure::TooLong { tokens: prompt.len(), capacity }));
                 continue;
             }
-            self.next_id += 1;
             self.waiting.push(Sequence {
-                id: self.next_id,
+                id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
                 request: id,
                 adapter,
                 tenant,
@@ -207,6 +220,9 @@ impl StepLoop {
                 permit: Some(Arc::clone(&permit)),
                 started: false,
                 ended: false,
+                outcome: Outcome::Cancelled,
+                queued: None,
+                first_token: None,
                 poisoned: false,
             });
         }
@@ -263,12 +279,23 @@ impl StepLoop {
             mixes_adapters: self.caps.mixes_adapters,
             last_adapter: self.last_adapter,
         };
-        let plan = self.checked_plan().unwrap_or_else(|| {
+        let plan = self.held_plan().or_else(|| self.checked_plan()).unwrap_or_else(|| {
             let plan = self.fallback.plan(&self.snapshot);
             plan.expect("the built-in policy always has an opinion")
         });
         self.metrics.plan_duration.record(now.elapsed().as_secs_f64());
         plan
+    }
+
+    /// What the planner said of an earlier step, if that still holds. It is
+    /// checked like any other plan: state may have run short meanwhile.
+    fn held_plan(&mut self) -> Option<Plan> {
+        let mut hold = self.hold.take().filter(|_| !self.stalled && self.planner.stands())?;
+        let plan = hold.repeat(&self.snapshot)?;
+        plan::check(&self.snapshot, &plan).ok()?;
+        self.metrics.plans_held.increment(1);
+        self.hold = Some(hold);
+        Some(plan)
     }
 
     fn checked_plan(&mut self) -> Option<Plan> {
@@ -285,6 +312,7 @@ impl StepLoop {
         match judgement {
             Ok(()) => {
                 self.metrics.plans_used.increment(1);
+                self.hold = Hold::after(&self.snapshot, &plan);
                 Some(plan)
             }
             Err(error) => {

@@ -2,5 +2,6 @@
 
 mod cache;
 mod harness;
+mod hold;
 mod property;
 mod runs;

@@ -110,7 +110,8 @@ impl Engines {
             return Err(LoadError::Vocabulary { model, tokenizer: self.vocab_size });
         }
         let drafter = self.drafter(cancelled)?;
-        Ok(Parts { engine, planner: Some(self.policies.planner()), drafter })
+        let (planner, reports) = (Some(self.policies.planner()), Some(self.policies.reports()));
+        Ok(Parts { engine, planner, drafter, reports })
     }
 
     /// Where guesses come from: nowhere, the sequence itself, or a second model.

@@ -15,6 +15,7 @@ use quern_text::{
 use super::App;
 use super::engines::Engines;
 use crate::config::{Config, EngineKind};
+use crate::policies::recordings::{RecordError, Recordings};
 use crate::policies::{Policies, PoliciesError};
 use crate::workers::Parts;
 
@@ -50,6 +51,9 @@ pub enum LoadError {
     /// A policy cannot serve.
     #[error(transparent)]
     Policies(#[from] PoliciesError),
+    /// Steps cannot be recorded as configured.
+    #[error(transparent)]
+    Record(#[from] RecordError),
 }
 
 /// Everything that a model needs to be served.
@@ -79,8 +83,7 @@ pub(super) fn load(app: &App, cancelled: &AtomicBool) -> Result<Loaded, LoadErro
     let weights = Engines::weights(app);
     let (loaded, text, policies) = thread::scope(|scope| {
         let text = scope.spawn(|| load_text(&app.config, &app.gguf));
-        let (places, workers) = (app.config.places(), app.config.workers.max);
-        let policies = scope.spawn(move || Policies::start_for(&places, workers));
+        let policies = scope.spawn(|| load_policies(&app.config));
         let is_read = app.config.engine.kind == EngineKind::Llama;
         let loaded = is_read.then(|| weights.get(cancelled)).transpose();
         let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -96,6 +99,16 @@ pub(super) fn load(app: &App, cancelled: &AtomicBool) -> Result<Loaded, LoadErro
     let written = app.model.path.metadata().and_then(|meta| meta.modified()).ok();
     let created = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs());
     Ok(Loaded { parts, took: began.elapsed(), engines, text, policies, created })
+}
+
+fn load_policies(config: &Config) -> Result<Policies, LoadError> {
+    let policies = Policies::start_for(&config.places(), config.workers.max)?;
+    let Some(folder) = &config.recording.folder else { return Ok(policies) };
+    let recordings = Recordings::in_folder(folder, config.recording.max_bytes.0 as u64)?;
+    if config.recording.from_start {
+        recordings.start(None, None)?;
+    }
+    Ok(policies.recording(recordings))
 }
 
 pub(super) fn load_text(config: &Config, gguf: &Gguf) -> Result<Text, LoadError> {

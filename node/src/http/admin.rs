@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::route::{server_header, unknown_url, wrong_method};
 use super::{Node, Settings};
-use super::{admin_policies, admin_workers};
+use super::{admin_policies, admin_recording, admin_workers};
 use crate::serving::Model;
 
 /// The type that Prometheus scrapes.
@@ -61,7 +61,8 @@ struct ModelState {
 pub(super) fn router(node: Arc<Node>, settings: &Settings) -> Router {
     let admin = Arc::new(Admin { node, stuck_after: settings.stuck_after });
     let server = server_header(settings);
-    let policies = admin_policies::router().with_state(Arc::clone(&admin.node));
+    let policies = admin_policies::router().merge(admin_recording::router());
+    let policies = policies.with_state(Arc::clone(&admin.node));
     let workers = admin_workers::router().with_state(Arc::clone(&admin.node));
     Router::new()
         .route("/health", get(health))

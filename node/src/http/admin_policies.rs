@@ -168,6 +168,6 @@ fn done(was_there: bool) -> Response {
     }
 }
 
-fn refusal(status: StatusCode, why: &str) -> Response {
+pub(super) fn refusal(status: StatusCode, why: &str) -> Response {
     (status, Json(NotDone { error: why.to_owned() })).into_response()
 }

@@ -19,10 +19,20 @@ pub(super) struct Wish<'a> {
     pub(super) headers: &'a HeaderMap,
 }
 
+/// A policy that grants what the node does not have is at fault, not the request.
+fn can_be_followed(decision: &Decision) -> Result<(), String> {
+    match decision {
+        Decision::Accept { adapter: Some(adapter), .. } => {
+            Err(format!("it chose the adapter `{adapter}`, which this node does not have"))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Front {
     /// Lets policies accept, change or refuse a request; gives back how many new
     /// tokens it may have. Nothing is changed where nobody has an opinion.
-    pub(super) fn admit(
+    pub(super) async fn admit(
         &self,
         model: &Model,
         terms: &mut Terms,
@@ -47,16 +57,13 @@ impl Front {
             attributes: self.attributes(wish.headers),
         };
         let load = policies::node_load(&model.workers, &model.recent, self.node.started());
-        match policies.decide(&request, &load) {
+        let asked_for = request.max_new;
+        match policies.decide(request, load, can_be_followed).await {
             None => Ok(wish.max_new),
-            Some(Decision::Accept { priority, max_new, adapter: None }) => {
+            Some(Decision::Accept { priority, max_new, adapter: _ }) => {
                 terms.priority = priority;
                 // What was not limited stays so unless the policy limits it.
-                Ok(if max_new == request.max_new { wish.max_new } else { Some(max_new) })
-            }
-            Some(Decision::Accept { adapter: Some(adapter), .. }) => {
-                tracing::warn!(adapter, "a policy chose an adapter that this node does not have");
-                Err(Problem::UnknownModel(adapter))
+                Ok(if max_new == asked_for { wish.max_new } else { Some(max_new) })
             }
             Some(Decision::Reject { reason, retry_after, message }) => {
                 model.workers.note_refused();

@@ -36,7 +36,7 @@ pub(super) async fn handle(
     let mut terms = front.terms(&context, &headers, request.user.as_deref(), request.priority, 1)?;
     let checked = chat_request::check(request, &model, &front.limits, front.node.fresh_seed(terms.first_id))?;
     let wish = Wish { body_bytes: received.len(), max_new: checked.max_new, headers: &headers };
-    let max_new = front.admit(&model, &mut terms, &wish)?;
+    let max_new = front.admit(&model, &mut terms, &wish).await?;
     let places = front.reserve(&model, 1)?;
 
     let prompt = prompt::from_chat(&model, checked.input).await?;

@@ -58,7 +58,7 @@ pub(super) async fn handle(
     let include_usage = request.stream_options.is_some_and(|options| options.include_usage == Some(true));
     let stop = params::stop(request.stop, &front.limits)?;
     let wish = Wish { body_bytes: received.len(), max_new: Some(max_new), headers: &headers };
-    let max_new = front.admit(&model, &mut terms, &wish)?;
+    let max_new = front.admit(&model, &mut terms, &wish).await?;
     let places = front.reserve(&model, items.len())?;
 
     let prompts = tokenised(&model, items, "prompt").await?;

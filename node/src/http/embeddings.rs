@@ -38,7 +38,7 @@ pub(super) async fn handle(
         front.terms(&context, &headers, request.user.as_deref(), request.priority, items.len())?;
     // An embedding has no new tokens, and a policy may grant no less than one.
     let wish = Wish { body_bytes: received.len(), max_new: Some(1), headers: &headers };
-    front.admit(&model, &mut terms, &wish)?;
+    front.admit(&model, &mut terms, &wish).await?;
     let places = front.reserve(&model, items.len())?;
 
     let prompts = tokenised(&model, items, "input").await?;

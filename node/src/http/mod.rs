@@ -11,6 +11,7 @@ mod accept;
 mod activity;
 mod admin;
 mod admin_policies;
+mod admin_recording;
 mod admin_workers;
 mod admission;
 mod auth;

@@ -19,8 +19,11 @@ use super::record;
 use crate::serving;
 use crate::workers::NotTaken;
 
-/// Retrying later than this is no advice.
+/// Retrying later than this is no advice, where it is a guess.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// The latest that a policy may name: it knows when a quota is filled again.
+const MAX_POLICY_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// Why a request is not answered.
 #[derive(Debug, thiserror::Error)]
@@ -137,16 +140,21 @@ fn busy(code: &'static str, reason: &'static str, retry_after: Duration) -> Repl
         kind: "rate_limit_error",
         code: Some(code),
         param: None,
-        retry_after: Some(retry_after),
+        retry_after: Some(retry_after.min(MAX_RETRY_AFTER)),
         reason,
     }
 }
 
 /// What will be otherwise later is 429, what will not is 403.
 fn not_admitted(reason: Reason, retry_after: Option<Duration>) -> Reply {
-    let later = |code| busy(code, "not_admitted", retry_after.unwrap_or(Duration::from_secs(1)));
-    let never =
-        |code| Reply { kind: "permission_error", ..invalid(StatusCode::FORBIDDEN, code, "not_admitted") };
+    // Where the policy names no time, there is none.
+    let retry_after = retry_after.map(|after| after.min(MAX_POLICY_RETRY_AFTER));
+    let later = |code| Reply { retry_after, ..busy(code, "not_admitted", Duration::ZERO) };
+    let never = |code| Reply {
+        kind: "permission_error",
+        retry_after,
+        ..invalid(StatusCode::FORBIDDEN, code, "not_admitted")
+    };
     match reason {
         Reason::Overloaded => later("overloaded"),
         Reason::Quota => later("quota_exceeded"),
@@ -237,6 +245,5 @@ impl IntoResponse for Problem {
 
 /// Whole seconds, rounded up, at least one.
 fn retry_seconds(after: Duration) -> u64 {
-    let after = after.min(MAX_RETRY_AFTER);
     (after.as_secs() + u64::from(after.subsec_nanos() > 0)).max(1)
 }

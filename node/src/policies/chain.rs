@@ -32,6 +32,10 @@ impl Planner for Chain {
         None
     }
 
+    fn stands(&self) -> bool {
+        self.planned.is_some_and(|idx| self.planners[idx].stands())
+    }
+
     fn judged(&mut self, judgement: Result<(), PlanError>) {
         if let Some(idx) = self.planned {
             self.planners[idx].judged(judgement);

@@ -54,6 +54,7 @@ pub async fn keep_tuning(
 ) {
     let mut in_force = configured;
     let mut hold_until = started;
+    let mut asked_whom = policies.tuners();
     let mut counted = Instant::now();
     loop {
         tokio::time::sleep(INTERVAL).await;
@@ -62,9 +63,13 @@ pub async fn keep_tuning(
             recent.note_second(now.duration_since(counted));
             counted = now;
         }
-        if now < hold_until {
+        let tuners = policies.tuners();
+        // A policy's word holds as long as it is there to give it.
+        if now < hold_until && tuners == asked_whom {
             continue;
         }
+        asked_whom = tuners;
+        hold_until = now;
         let load = node_load(&workers, &recent, started);
         let asked = policies.clone();
         // A policy may take its whole deadline, which a serving thread must not.

@@ -5,7 +5,7 @@
 //! flag; dropping the receiver is a hang-up of all.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use quern_scheduler::request::{Closed, Event, Sink};
 use tokio::sync::mpsc;
@@ -17,39 +17,49 @@ const EVENTS_BESIDE_TOKENS: usize = 4;
 /// Which choice, and what happened to it.
 pub(super) type Tagged = (u32, Event);
 
+/// What a choice's flag says: it goes on, it has all that it wants, nobody waits.
+const WANTED: u8 = 0;
+const ENOUGH: u8 = 1;
+const GIVEN_UP: u8 = 2;
+
 /// One choice's end in the scheduler.
 struct ChoiceSink {
     choice: u32,
     events: mpsc::Sender<Tagged>,
-    enough: Arc<AtomicBool>,
+    flag: Arc<AtomicU8>,
 }
 
 impl Sink for ChoiceSink {
     fn send(&mut self, event: Event) -> Result<(), Closed> {
-        if self.enough.load(Ordering::Acquire) {
+        if self.flag.load(Ordering::Acquire) != WANTED {
             return Err(Closed);
         }
         self.events.try_send((self.choice, event)).map_err(|_| Closed)
     }
 
     fn is_closed(&self) -> bool {
-        self.enough.load(Ordering::Acquire) || self.events.is_closed()
+        self.flag.load(Ordering::Acquire) != WANTED || self.events.is_closed()
+    }
+
+    fn has_enough(&self) -> bool {
+        self.flag.load(Ordering::Acquire) == ENOUGH
     }
 }
 
-/// Says that a choice needs nothing more. Dropping it says so too.
+/// Says that a choice needs nothing more. Dropping it says that nobody waits for it.
 #[derive(Debug)]
-pub(super) struct Enough(Arc<AtomicBool>);
+pub(super) struct Enough(Arc<AtomicU8>);
 
 impl Enough {
     pub(super) fn say(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.store(ENOUGH, Ordering::Release);
     }
 }
 
 impl Drop for Enough {
     fn drop(&mut self) {
-        self.say();
+        // What had enough before stays content.
+        let _ = self.0.compare_exchange(WANTED, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire);
     }
 }
 
@@ -62,9 +72,9 @@ pub(super) fn channel(max_new: impl Iterator<Item = u32>) -> (Vec<Pair>, mpsc::R
     let room: usize = max_new.iter().map(|n| n + EVENTS_BESIDE_TOKENS).sum();
     let (events, receiver) = mpsc::channel(room.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
     let sinks = (0..max_new.len() as u32).map(|choice| {
-        let enough = Arc::new(AtomicBool::new(false));
-        let sink = ChoiceSink { choice, events: events.clone(), enough: Arc::clone(&enough) };
-        (Box::new(sink) as Box<dyn Sink>, Enough(enough))
+        let flag = Arc::new(AtomicU8::new(WANTED));
+        let sink = ChoiceSink { choice, events: events.clone(), flag: Arc::clone(&flag) };
+        (Box::new(sink) as Box<dyn Sink>, Enough(flag))
     });
     (sinks.collect(), receiver)
 }

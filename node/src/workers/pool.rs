@@ -126,8 +126,7 @@ impl Pool {
     ) -> std::io::Result<Arc<Pool>> {
         let queue = Queue::new(scheduler.max_queued);
         let kv_capacity_of_one = first.engine.capabilities().kv_capacity;
-        let (handle, thread) =
-            spawn_on(&queue, first.engine, scheduler.clone(), first.planner, first.drafter)?;
+        let (handle, thread) = spawn(&queue, scheduler.clone(), first)?;
         let state = State {
             starting: Vec::new(),
             pending: VecDeque::new(),
@@ -286,9 +285,8 @@ impl Pool {
         let began = Instant::now();
         let parts = catch_unwind(AssertUnwindSafe(|| (self.start)(&self.cancelled)));
         let made = match parts {
-            Ok(Ok(Parts { engine, planner, drafter })) => {
-                let config = self.scheduler.clone();
-                spawn_on(&self.queue, engine, config, planner, drafter).map_err(|error| error.to_string())
+            Ok(Ok(parts)) => {
+                spawn(&self.queue, self.scheduler.clone(), parts).map_err(|error| error.to_string())
             }
             Ok(Err(error)) => Err(with_causes(&*error)),
             Err(_) => Err("it panicked".to_owned()),
@@ -377,6 +375,15 @@ impl Worker {
     fn num_inside(&self) -> usize {
         self.handle.backlog().requests
     }
+}
+
+/// Starts the thread of a worker on what it is made of.
+fn spawn(queue: &Queue, config: SchedulerConfig, parts: Parts) -> std::io::Result<(Handle, JoinHandle<()>)> {
+    let Parts { engine, planner, drafter, reports } = parts;
+    let (handle, thread) = spawn_on(queue, engine, config, planner, drafter)?;
+    // Its way in is empty, so that it takes this.
+    let _ = reports.map(|reports| handle.report(reports));
+    Ok((handle, thread))
 }
 
 /// An error with all that caused it.

@@ -15,7 +15,12 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn parts() -> Parts {
-    Parts { engine: Box::new(FakeEngine::new(FakeConfig::default())), planner: None, drafter: None }
+    Parts {
+        engine: Box::new(FakeEngine::new(FakeConfig::default())),
+        planner: None,
+        drafter: None,
+        reports: None,
+    }
 }
 
 fn workers(settings: Settings, start: Start) -> Workers {

@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use quern::http::{Node, RenderMetrics, Settings, serve_admin, serve_public};
+use quern::policies::{Policies, keep_tuning};
 use quern::serving::{Defaults, Model};
 use quern::workers::{self, Parts, StartError, Workers};
 use quern_engine::fake::{FakeConfig, FakeEngine, Gate};
@@ -58,6 +59,8 @@ pub struct Options {
     pub workers: workers::Settings,
     /// Makes each worker's engine; a raised flag asks it to give up.
     pub make_engine: MakeEngine,
+    /// Asked as a node asks them.
+    pub policies: Option<Policies>,
 }
 
 pub type MakeEngine =
@@ -74,6 +77,7 @@ impl Default for Options {
             render_metrics: Box::new(|| "nothing 0\n".to_owned()),
             workers: workers::Settings::default(),
             make_engine: Box::new(|config, _| Ok(Box::new(FakeEngine::new(config)))),
+            policies: None,
         }
     }
 }
@@ -89,6 +93,7 @@ pub struct Server {
     pub engine: FakeConfig,
     pub client: reqwest::Client,
     pub shutdown: CancellationToken,
+    tuning: Option<JoinHandle<()>>,
     pub serving: JoinHandle<()>,
 }
 
@@ -96,6 +101,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         // A step thread behind a closed gate would never end.
         self.gate.open();
+        self.tuning.iter().for_each(JoinHandle::abort);
         self.node.models().iter().for_each(|model| model.workers.stop());
     }
 }
@@ -115,9 +121,11 @@ pub async fn start(options: Options) -> Server {
     engine.capabilities.vocab_size = TEXT.tokenizer.vocab_size();
     engine.capabilities.max_sequence_len = options.max_sequence_len;
     engine.capabilities.kv_capacity = 65_536;
-    let (make, config) = (options.make_engine, engine.clone());
+    let (make, config, policies) = (options.make_engine, engine.clone(), options.policies.clone());
     let make = move |cancelled: &AtomicBool| {
-        Ok(Parts { engine: make(config.clone(), cancelled)?, planner: None, drafter: None })
+        let planner = policies.as_ref().map(Policies::planner);
+        let reports = policies.as_ref().map(Policies::reports);
+        Ok(Parts { engine: make(config.clone(), cancelled)?, planner, drafter: None, reports })
     };
     let first = make(&AtomicBool::new(false)).unwrap();
     let workers =
@@ -134,7 +142,12 @@ pub async fn start(options: Options) -> Server {
         embedding_size: engine.capabilities.hidden_size,
         defaults: Defaults { temperature: 0.0, ..Defaults::default() },
     };
-    let node = Node::new(vec![Arc::new(model)], options.render_metrics);
+    let (workers, recent) = (model.workers.clone(), Arc::clone(&model.recent));
+    let node = Node::with_policies(vec![Arc::new(model)], options.policies.clone(), options.render_metrics);
+    let tuning = options.policies.map(|policies| {
+        let limits = workers.pace().limits;
+        tokio::spawn(keep_tuning(policies, workers, recent, limits, node.started()))
+    });
 
     let public = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -156,6 +169,7 @@ pub async fn start(options: Options) -> Server {
         engine,
         client: reqwest::Client::builder().no_proxy().build().unwrap(),
         shutdown,
+        tuning,
         serving,
     }
 }

@@ -6,6 +6,7 @@
 mod killed;
 mod life;
 mod node;
+mod recorded;
 mod speculation;
 mod usage;
 

@@ -5,6 +5,8 @@
 //! 8192 scratch, from 16384 what the host hands over.
 #![allow(dead_code)]
 
+pub mod evil;
+
 use std::time::Duration;
 
 use quern_engine::AdapterId;

@@ -81,6 +81,14 @@ impl<W: Write> Writer<W> {
         self.num_bytes
     }
 
+    /// Hands what was written so far to the operating system.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
     /// Hands everything to the operating system.
     ///
     /// # Errors

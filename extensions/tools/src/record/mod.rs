@@ -1,13 +1,14 @@
 //! Recorded steps: what a planner saw, what it planned, how long the step took.
 //!
-//! [`Recorder`] stands before a planner on a live node and keeps what passes;
-//! [`Writer`] and [`Reader`] are the file. The format is described in
+//! [`Recorder`] stands before a planner and keeps what passes; [`Tap`] does so on
+//! demand, while a node serves; [`Writer`] and [`Reader`] are the file. The format is described in
 //! `format.rs`. Recordings hold counts, times and numbers of tenants; never
 //! tokens or text.
 
 mod format;
 mod reader;
 mod recorder;
+mod tap;
 
 use quern_scheduler::builtin::BuiltinPlanner;
 use quern_scheduler::plan::{Plan, PlanError, Planner as _, Snapshot, StepInfo};
@@ -17,6 +18,7 @@ use crate::costs::Sample;
 pub use format::Writer;
 pub use reader::{ReadError, Reader};
 pub use recorder::{Limits, Recorder, RecorderCounts};
+pub use tap::{Recording, StartError, Tap, Tapped};
 
 /// What became of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -9,7 +9,7 @@ use std::io::{self, BufWriter};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 
 use quern_scheduler::plan::{Plan, PlanError, Planner, Snapshot};
@@ -38,6 +38,8 @@ pub struct RecorderCounts {
     missed: AtomicU64,
     full: AtomicBool,
     failed: AtomicBool,
+    ended: AtomicBool,
+    bytes: AtomicU64,
     in_queue: AtomicUsize,
 }
 
@@ -66,24 +68,107 @@ impl RecorderCounts {
         self.failed.load(Ordering::Relaxed)
     }
 
-    fn miss(&self) {
+    /// Whether the file is whole: nothing is written to it any more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Length of the file.
+    #[must_use]
+    pub fn num_bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn miss(&self) {
         self.missed.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// A planner that is recorded. Dropping it, as replacing a planner does, lets the
-/// writer finish on its own thread.
-pub struct Recorder<P: Planner> {
-    inner: P,
+/// The step thread's end of a recording.
+#[derive(Debug)]
+pub(super) struct Queue {
     counts: Arc<RecorderCounts>,
-    queue: SyncSender<Step>,
+    messages: SyncSender<Message>,
     max_in_queue: usize,
-    /// Sent when the next snapshot tells how long it took.
-    pending: Option<Step>,
+}
+
+/// What the writer is told.
+enum Message {
+    Step(Step),
+    /// Nothing that is worth waiting for comes any more.
+    End,
 }
 
 /// The thread that writes; join it to know that the file is whole.
 pub type WriterThread = JoinHandle<io::Result<()>>;
+
+/// Creates a recording's file, readable for the user alone.
+///
+/// # Errors
+/// When the file cannot be created, which it must be: none is replaced.
+pub(super) fn create(path: &Path) -> io::Result<Writer<BufWriter<File>>> {
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    Writer::new(BufWriter::new(options.open(path)?))
+}
+
+impl Queue {
+    /// Starts the writer's thread.
+    pub(super) fn start<W: io::Write + Send + 'static>(
+        writer: Writer<W>,
+        limits: Limits,
+    ) -> io::Result<(Queue, WriterThread)> {
+        let max_in_queue = limits.queue.max(1);
+        let (messages, received) = sync_channel(max_in_queue);
+        let counts = Arc::new(RecorderCounts::default());
+        let theirs = Arc::clone(&counts);
+        let thread = std::thread::Builder::new().name("quern-recorder".into()).spawn(move || {
+            let written = write(writer, &received, &theirs, limits.max_bytes);
+            theirs.failed.store(written.is_err(), Ordering::Relaxed);
+            theirs.ended.store(true, Ordering::Release);
+            written
+        })?;
+        Ok((Queue { counts, messages, max_in_queue }, thread))
+    }
+
+    pub(super) fn counts(&self) -> &Arc<RecorderCounts> {
+        &self.counts
+    }
+
+    /// Whether a step would be kept; seen before copying it, which is what costs.
+    pub(super) fn has_room(&self) -> bool {
+        let counts = &self.counts;
+        let has_room = counts.in_queue.load(Ordering::Relaxed) < self.max_in_queue;
+        has_room && !counts.is_full() && !counts.has_ended()
+    }
+
+    pub(super) fn send(&self, step: Step) {
+        self.counts.in_queue.fetch_add(1, Ordering::Relaxed);
+        if self.messages.try_send(Message::Step(step)).is_err() {
+            self.counts.in_queue.fetch_sub(1, Ordering::Relaxed);
+            self.counts.miss();
+        }
+    }
+
+    /// Lets the writer finish, if there is room to say so; it does as well when
+    /// the queue is dropped.
+    pub(super) fn end(&self) {
+        // Either way it ends.
+        let _ = self.messages.try_send(Message::End);
+    }
+}
+
+/// A planner that is recorded from its first step to its last. Dropping it, as
+/// replacing a planner does, lets the writer finish on its own thread.
+pub struct Recorder<P: Planner> {
+    inner: P,
+    queue: Queue,
+    /// Sent when the next snapshot tells how long it took.
+    pending: Option<Step>,
+}
 
 impl<P: Planner> Recorder<P> {
     /// Creates the file, readable for the user alone, and starts the writer's thread.
@@ -91,12 +176,7 @@ impl<P: Planner> Recorder<P> {
     /// # Errors
     /// When the file cannot be created, which it must be: none is replaced.
     pub fn start(inner: P, path: &Path, limits: Limits) -> io::Result<(Recorder<P>, WriterThread)> {
-        let mut options = File::options();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let writer = Writer::new(BufWriter::new(options.open(path)?))?;
-        Recorder::with_writer(inner, writer, limits)
+        Recorder::with_writer(inner, create(path)?, limits)
     }
 
     fn with_writer<W: io::Write + Send + 'static>(
@@ -104,41 +184,39 @@ impl<P: Planner> Recorder<P> {
         writer: Writer<W>,
         limits: Limits,
     ) -> io::Result<(Recorder<P>, WriterThread)> {
-        let max_in_queue = limits.queue.max(1);
-        let (queue, steps) = sync_channel(max_in_queue);
-        let counts = Arc::new(RecorderCounts::default());
-        let theirs = Arc::clone(&counts);
-        let thread = std::thread::Builder::new().name("quern-recorder".into()).spawn(move || {
-            let written = write(writer, &steps, &theirs, limits.max_bytes);
-            theirs.failed.store(written.is_err(), Ordering::Relaxed);
-            written
-        })?;
-        Ok((Recorder { inner, counts, queue, max_in_queue, pending: None }, thread))
+        let (queue, thread) = Queue::start(writer, limits)?;
+        Ok((Recorder { inner, queue, pending: None }, thread))
     }
 
     /// Counts that outlive the recorder.
     #[must_use]
     pub fn counts(&self) -> Arc<RecorderCounts> {
-        Arc::clone(&self.counts)
+        Arc::clone(&self.queue.counts)
     }
 
     fn send_pending(&mut self) {
-        let Some(step) = self.pending.take() else { return };
-        self.counts.in_queue.fetch_add(1, Ordering::Relaxed);
-        if self.queue.try_send(step).is_err() {
-            self.counts.in_queue.fetch_sub(1, Ordering::Relaxed);
-            self.counts.miss();
-        }
+        self.pending.take().into_iter().for_each(|step| self.queue.send(step));
     }
 }
 
 fn write<W: io::Write>(
     mut writer: Writer<W>,
-    steps: &Receiver<Step>,
+    messages: &Receiver<Message>,
     counts: &RecorderCounts,
     max_bytes: u64,
 ) -> io::Result<()> {
-    while let Ok(step) = steps.recv() {
+    loop {
+        let message = match messages.try_recv() {
+            Ok(message) => message,
+            Err(TryRecvError::Disconnected) => break,
+            Err(TryRecvError::Empty) => {
+                // A node that is killed leaves all steps that had time to get here.
+                writer.flush()?;
+                let Ok(message) = messages.recv() else { break };
+                message
+            }
+        };
+        let Message::Step(step) = message else { break };
         counts.in_queue.fetch_sub(1, Ordering::Relaxed);
         if writer.num_bytes() >= max_bytes {
             // Later steps are no longer copied.
@@ -147,6 +225,7 @@ fn write<W: io::Write>(
             continue;
         }
         writer.write(&step)?;
+        counts.bytes.store(writer.num_bytes(), Ordering::Relaxed);
         counts.written.fetch_add(1, Ordering::Relaxed);
     }
     writer.finish()
@@ -163,13 +242,10 @@ impl<P: Planner> Planner for Recorder<P> {
         }
         self.send_pending();
         let plan = self.inner.plan(snapshot);
-        // Seen before copying, which is what costs.
-        let counts = &self.counts;
-        let has_room = counts.in_queue.load(Ordering::Relaxed) < self.max_in_queue;
-        if has_room && !counts.is_full() && !counts.has_failed() {
+        if self.queue.has_room() {
             self.pending = Some(Step::new(snapshot.clone(), plan.clone()));
         } else {
-            counts.miss();
+            self.queue.counts.miss();
         }
         plan
     }
@@ -179,6 +255,10 @@ impl<P: Planner> Planner for Recorder<P> {
             step.judge(Some(judgement));
         }
         self.inner.judged(judgement);
+    }
+
+    fn stands(&self) -> bool {
+        self.inner.stands()
     }
 }
 

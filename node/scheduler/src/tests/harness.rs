@@ -1,13 +1,15 @@
 //! A scheduler that is turned by hand, one step at a time.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use quern_engine::fake::{FakeConfig, FakeEngine};
 use quern_engine::{AdapterId, Capabilities};
 
+use crate::builtin::BuiltinPlanner;
 use crate::draft::{DraftAsk, Drafter};
-use crate::plan::Planner;
+use crate::plan::{Plan, Planner, Snapshot};
 use crate::request::{
     Closed, DEFAULT_PRIORITY, Event, Failure, FinishReason, Generate, Request, SamplingParams, Sink, Work,
 };
@@ -22,6 +24,7 @@ pub(crate) struct Stream(Arc<Mutex<Seen>>);
 struct Seen {
     events: Vec<Event>,
     closed: bool,
+    has_enough: bool,
 }
 
 impl Sink for Stream {
@@ -37,11 +40,21 @@ impl Sink for Stream {
     fn is_closed(&self) -> bool {
         self.0.lock().unwrap().closed
     }
+
+    fn has_enough(&self) -> bool {
+        self.0.lock().unwrap().has_enough
+    }
 }
 
 impl Stream {
     pub(crate) fn hang_up(&self) {
         self.0.lock().unwrap().closed = true;
+    }
+
+    /// Wants nothing more, and is content.
+    pub(crate) fn is_content(&self) {
+        let mut seen = self.0.lock().unwrap();
+        (seen.closed, seen.has_enough) = (true, true);
     }
 
     pub(crate) fn events(&self) -> Vec<Event> {
@@ -185,6 +198,53 @@ impl Bench {
 
     pub(crate) fn expected(&self, adapter: AdapterId, prompt: &[u32], num_new: usize) -> Vec<u32> {
         FakeEngine::expected(&self.fake, adapter, prompt, num_new)
+    }
+}
+
+/// The built-in policy, with plans that may be held.
+pub(crate) struct Holding {
+    inner: BuiltinPlanner,
+    steps: u32,
+    /// Leaves chunks to the step loop.
+    open: bool,
+    pub(crate) asked: Arc<AtomicUsize>,
+    pub(crate) stands: Arc<AtomicBool>,
+}
+
+impl Holding {
+    pub(crate) fn steps(steps: u32) -> Holding {
+        Holding {
+            inner: BuiltinPlanner::default(),
+            steps,
+            open: false,
+            asked: Arc::default(),
+            stands: Arc::new(AtomicBool::new(true)),
+        }
+    }
+
+    pub(crate) fn open(self) -> Holding {
+        Holding { open: true, ..self }
+    }
+}
+
+impl Planner for Holding {
+    fn name(&self) -> &str {
+        "holding"
+    }
+
+    fn plan(&mut self, snapshot: &Snapshot) -> Option<Plan> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let plan = self.inner.plan(snapshot)?;
+        let mut plan = Plan { hold_steps: self.steps, ..plan };
+        if self.open {
+            plan.admit_chunk.clear();
+            plan.running_chunk.clear();
+        }
+        Some(plan)
+    }
+
+    fn stands(&self) -> bool {
+        self.stands.load(Ordering::Relaxed)
     }
 }
 

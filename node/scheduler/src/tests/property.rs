@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use quern_engine::AdapterId;
 
-use super::harness::{Bench, Stream, Successor, greedy};
+use super::harness::{Bench, Holding, Stream, Successor, greedy};
 use crate::request::{Pooling, Work};
 use crate::{Preemption, SchedulerConfig};
 
@@ -48,11 +48,19 @@ fn prompt_of(arrival: &Arrival) -> Vec<u32> {
     shared.chain((0..arrival.len as u32).map(|idx| (idx * arrival.salt) % 7)).collect()
 }
 
-fn check(arrivals: &[Arrival], config: SchedulerConfig, kv: usize, slots: usize, speculate: bool) {
+fn check(
+    arrivals: &[Arrival],
+    config: SchedulerConfig,
+    kv: usize,
+    slots: usize,
+    speculate: bool,
+    planner: Option<Holding>,
+) {
     let mut fake = Bench::tiny(kv, slots);
     fake.repetitive = speculate;
     let drafter = speculate.then(|| Box::new(Successor) as Box<dyn crate::draft::Drafter>);
-    let mut bench = Bench::with(fake, config, None, drafter);
+    let planner = planner.map(|planner| Box::new(planner) as Box<dyn crate::plan::Planner>);
+    let mut bench = Bench::with(fake, config, planner, drafter);
     let mut asked: Vec<(Arrival, Vec<Stream>)> = Vec::new();
     let mut turns = 0;
     for arrival in arrivals {
@@ -101,6 +109,12 @@ fn check(arrivals: &[Arrival], config: SchedulerConfig, kv: usize, slots: usize,
     assert!(bench.handle.is_idle());
 }
 
+/// A planner whose plans hold, with chunks or without.
+fn holding((steps, open): (u32, bool)) -> Holding {
+    let planner = Holding::steps(steps);
+    if open { planner.open() } else { planner }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -109,6 +123,7 @@ proptest! {
         arrivals in prop::collection::vec(arrival(), 1..14),
         (kv, slots, budget) in (80usize..200, 2usize..7, 4usize..64),
         (host, cache, speculate) in (any::<bool>(), any::<bool>(), any::<bool>()),
+        hold in prop::option::of((1u32..20, any::<bool>())),
     ) {
         let config = SchedulerConfig {
             token_budget: budget,
@@ -118,7 +133,7 @@ proptest! {
             max_draft: 4,
             ..SchedulerConfig::default()
         };
-        check(&arrivals, config, kv, slots, speculate);
+        check(&arrivals, config, kv, slots, speculate, hold.map(holding));
     }
 }
 
@@ -150,5 +165,5 @@ fn a_cached_prompt_that_fills_the_memory_is_started_once() {
         row(0, 0, 1, 1, 21, 1, 0),
     ];
     let config = SchedulerConfig { token_budget: 16, ..SchedulerConfig::default() };
-    check(&arrivals, config, 111, 3, false);
+    check(&arrivals, config, 111, 3, false, None);
 }
