@@ -84,7 +84,7 @@ fn admission_in_javascript_refuses_and_limits_in_a_crowded_node() {
 #[test]
 fn an_autoscaler_in_python_wants_workers_for_sequences() {
     let Some(path) = built("python-autoscaler") else { return };
-    let mut node = Node::new(scripted(&[("target-sequences", "4")]));
+    let node = Node::new(scripted(&[("target-sequences", "4")]));
     let loaded = node.slot.load(&Source::File(path)).unwrap();
     assert_eq!((loaded.name.as_str(), &loaded.hooks[..]), ("python-autoscaler", &["autoscaler"][..]));
     let replicas = Replicas { ready: 1, min: 0, max: 8, ..Replicas::default() };
@@ -95,7 +95,7 @@ fn an_autoscaler_in_python_wants_workers_for_sequences() {
         running: running.to_vec(),
         ..Window::default()
     };
-    let mut desired = |running: &[u32]| {
+    let desired = |running: &[u32]| {
         let target = node.slot.evaluate(&window(running), replicas);
         let target = target.unwrap_or_else(|| panic!("{:?}", node.slot.status().serving.unwrap().faults));
         (target.desired, target.reason)

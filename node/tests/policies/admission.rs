@@ -118,7 +118,7 @@ async fn policies_see_the_headers_that_the_operator_named_and_no_others() {
     assert_eq!(shown.error(403, None, Some("forbidden")), "blue");
     Reply::of(ask(None).await.unwrap()).await.ok();
     let status = status(&server).await;
-    assert_eq!((verdicts(&status, "admission", "used"), verdicts(&status, "admission", "none")), (1, 0));
+    assert_eq!((verdicts(&status, "admission", "used"), verdicts(&status, "admission", "none")), (1, 1));
 }
 
 #[tokio::test]

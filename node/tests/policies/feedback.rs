@@ -1,11 +1,13 @@
 //! The feedback hook: a policy that learns hears of all who left.
 
+use std::time::Duration;
+
 use quern_extensions::Hook;
 use serde_json::{Value, json};
 
 use crate::guests::{NO_OPINION, guest};
-use crate::setting::{load, place, serve, status, verdicts};
-use crate::support::{Server, chat, long_chat, soon, until};
+use crate::setting::{load, place, policies, serve, status, verdicts};
+use crate::support::{Options, Server, chat, long_chat, soon, start, until};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -65,7 +67,10 @@ async fn a_policy_that_counts_requests_hears_of_each() {
 
 #[tokio::test]
 async fn it_hears_how_each_ended_and_what_it_took() {
-    let server = serve(place(None, &[])).await;
+    // So slow that a long answer does not end before a hang-up is noticed.
+    let step_time = Duration::from_millis(5);
+    let policies = Some(policies(&[place(None, &[])]));
+    let server = start(Options { policies, step_time, ..Options::default() }).await;
     // Outcomes are bytes in the fifth and sixth parameter; 0 is finished, 1 cancelled.
     let outcome = "(i32.eq (i32.load8_u (i32.add (local.get 4) (local.get $row))) (i32.const 1))";
     load(&server, &learner(outcome, 1)).await.ok();
@@ -80,12 +85,10 @@ async fn it_hears_how_each_ended_and_what_it_took() {
     server.post(CHAT, &chat("a", json!({"max_tokens": 2}))).await.ok();
 
     // A client that hangs up does not.
-    server.gate.close();
-    let asked = tokio::spawn(server.client.post(server.url(CHAT)).json(&long_chat(900, json!({}))).send());
-    server.held_back().await;
+    let asked = tokio::spawn(server.client.post(server.url(CHAT)).json(&long_chat(1900, json!({}))).send());
+    until(|| server.load().running == 1).await;
     asked.abort();
     let _ = asked.await;
-    server.gate.open();
     until(|| server.node.is_idle()).await;
     refused_in_the_end(&server, &chat("a", json!({"max_tokens": 2}))).await;
 
