@@ -8,7 +8,7 @@ mod common;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::{Node, engine, lenient};
+use common::lenient;
 use quern_extensions::{
     AdmissionRequest, Deadlines, Decision, Hook, LoadError, NodeLoad, Profile, Reason, Replicas, Settings,
     Slot, Source, Window,
@@ -25,6 +25,13 @@ fn built(name: &str) -> Option<PathBuf> {
         return None;
     }
     Some(path)
+}
+
+/// With a cache of its own, for compiling a run time takes its time.
+fn engine() -> (PolicyEngine, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::At(folder.path().join("policies"));
+    (PolicyEngine::new(&EngineSettings { cache, ..EngineSettings::default() }).unwrap(), folder)
 }
 
 /// As an operator would set a place up for a script, with time for a slow machine.
@@ -48,7 +55,8 @@ fn scripted(config: &[(&str, &str)]) -> Settings {
 #[test]
 fn admission_in_javascript_refuses_and_limits_in_a_crowded_node() {
     let Some(path) = built("javascript-admission") else { return };
-    let slot = Slot::new(&engine(), scripted(&[("long-tokens", "1000"), ("spare-tokens", "100")]));
+    let (engine, _folder) = engine();
+    let slot = Slot::new(&engine, scripted(&[("long-tokens", "1000"), ("spare-tokens", "100")]));
     let loaded = slot.load(&Source::File(path.clone())).unwrap();
     assert_eq!((loaded.name.as_str(), &loaded.hooks[..]), ("javascript-admission", &["admission"][..]));
     let calm = NodeLoad { running: 1, max_running: 10, kv_total: 100, kv_free: 90, ..NodeLoad::default() };
@@ -73,7 +81,7 @@ fn admission_in_javascript_refuses_and_limits_in_a_crowded_node() {
     assert_eq!(slot.decide(&short, &crowded), accept(100));
 
     // What is wrong in the settings is told as the script tells it.
-    let slot = Slot::new(&engine(), scripted(&[("long-tokens", "many")]));
+    let slot = Slot::new(&engine, scripted(&[("long-tokens", "many")]));
     let refused = slot.load(&Source::File(path)).unwrap_err();
     assert!(
         matches!(&refused, LoadError::Start(fault) if fault.reason.contains("'many' is no number")),
@@ -84,8 +92,9 @@ fn admission_in_javascript_refuses_and_limits_in_a_crowded_node() {
 #[test]
 fn an_autoscaler_in_python_wants_workers_for_sequences() {
     let Some(path) = built("python-autoscaler") else { return };
-    let node = Node::new(scripted(&[("target-sequences", "4")]));
-    let loaded = node.slot.load(&Source::File(path)).unwrap();
+    let (engine, _folder) = engine();
+    let slot = Slot::new(&engine, scripted(&[("target-sequences", "4")]));
+    let loaded = slot.load(&Source::File(path)).unwrap();
     assert_eq!((loaded.name.as_str(), &loaded.hooks[..]), ("python-autoscaler", &["autoscaler"][..]));
     let replicas = Replicas { ready: 1, min: 0, max: 8, ..Replicas::default() };
     let window = |running: &[u32]| Window {
@@ -96,19 +105,19 @@ fn an_autoscaler_in_python_wants_workers_for_sequences() {
         ..Window::default()
     };
     let desired = |running: &[u32]| {
-        let target = node.slot.evaluate(&window(running), replicas);
-        let target = target.unwrap_or_else(|| panic!("{:?}", node.slot.status().serving.unwrap().faults));
+        let target = slot.evaluate(&window(running), replicas);
+        let target = target.unwrap_or_else(|| panic!("{:?}", slot.status().serving.unwrap().faults));
         (target.desired, target.reason)
     };
     assert_eq!(desired(&[2, 11, 11]).0, 3);
     assert_eq!(desired(&[0, 0, 0]), (0, "nothing to do in the whole window".to_owned()));
     assert_eq!(desired(&[400, 400, 400]).0, 8);
     // An answer is no opinion where there is nothing to go by.
-    assert_eq!(node.slot.evaluate(&window(&[]), replicas), None);
-    assert!(node.slot.serves(Hook::Autoscaler) && !node.slot.serves(Hook::Scheduler));
+    assert_eq!(slot.evaluate(&window(&[]), replicas), None);
+    assert!(slot.serves(Hook::Autoscaler) && !slot.serves(Hook::Scheduler));
     // A script that is loaded again takes over from itself.
     let again = built("python-autoscaler").unwrap();
-    node.slot.load(&Source::File(again)).unwrap();
-    assert_eq!(node.slot.evaluate(&window(&[2, 11, 11]), replicas).unwrap().desired, 3);
-    node.engine.settle();
+    slot.load(&Source::File(again)).unwrap();
+    assert_eq!(slot.evaluate(&window(&[2, 11, 11]), replicas).unwrap().desired, 3);
+    engine.settle();
 }

@@ -11,10 +11,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use quern_scheduler::plan::{Plan, PlanError, Planner, Snapshot};
 
 use crate::record::{Step, Writer};
+
+/// How often the writer looks for steps while they come. It is not woken for each,
+/// since waking a thread costs a step more than all the rest of its recording.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Looks without a step after which it waits to be woken.
+const QUIET_LOOKS: u32 = 200;
 
 /// How much a recorder may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +35,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { max_bytes: 256 << 20, queue: 64 }
+        Limits { max_bytes: 256 << 20, queue: 256 }
     }
 }
 
@@ -205,6 +213,7 @@ fn write<W: io::Write>(
     counts: &RecorderCounts,
     max_bytes: u64,
 ) -> io::Result<()> {
+    let mut quiet = 0;
     loop {
         let message = match messages.try_recv() {
             Ok(message) => message,
@@ -212,10 +221,16 @@ fn write<W: io::Write>(
             Err(TryRecvError::Empty) => {
                 // A node that is killed leaves all steps that had time to get here.
                 writer.flush()?;
+                if quiet < QUIET_LOOKS {
+                    quiet += 1;
+                    std::thread::sleep(LOOK);
+                    continue;
+                }
                 let Ok(message) = messages.recv() else { break };
                 message
             }
         };
+        quiet = 0;
         let Message::Step(step) = message else { break };
         counts.in_queue.fetch_sub(1, Ordering::Relaxed);
         if writer.num_bytes() >= max_bytes {
