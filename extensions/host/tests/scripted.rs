@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use common::lenient;
 use quern_extensions::{
-    AdmissionRequest, Deadlines, Decision, Hook, LoadError, NodeLoad, Profile, Reason, Replicas, Settings,
-    Slot, Source, Window,
+    AdmissionRequest, Cache, Deadlines, Decision, EngineSettings, Hook, LoadError, NodeLoad, PolicyEngine,
+    Profile, Reason, Replicas, Settings, Slot, Source, Window,
 };
+use tempfile::TempDir;
 
 fn built(name: &str) -> Option<PathBuf> {
     let exe = std::env::current_exe().unwrap();
