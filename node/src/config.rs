@@ -9,6 +9,7 @@ mod check;
 mod convert;
 mod layers;
 mod policy;
+mod recording;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use layers::{ConfigError, Layers, Origin};
 pub use policy::{Policy, PolicyProfile};
+pub use recording::Recording;
 pub use units::{Bytes, Span};
 pub use workers::{Autoscale, Workers};
 
@@ -380,19 +382,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// `[recording]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Recording {
-    /// Where files of recorded steps are written; nothing is recorded where unset.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub folder: Option<PathBuf>,
-    /// Largest file.
-    pub max_bytes: Bytes,
-    /// Begin with the first step, without being asked.
-    pub from_start: bool,
-}
-
 /// `[shutdown]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -423,12 +412,6 @@ impl Default for Fake {
 impl Default for Logging {
     fn default() -> Self {
         Logging { format: LogFormat::Text, level: "info".to_owned() }
-    }
-}
-
-impl Default for Recording {
-    fn default() -> Self {
-        Recording { folder: None, max_bytes: Bytes(256 << 20), from_start: false }
     }
 }
 
