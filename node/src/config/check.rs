@@ -19,8 +19,7 @@ impl Config {
             let twice = self.policy[..idx].iter().any(|other| other.name() == policy.name());
             refuse(twice, &format!("policy[{idx}].name"), "another place has this name");
         }
-        let nowhere = self.recording.from_start && self.recording.folder.is_none();
-        refuse(nowhere, "recording.from_start", "recording.folder is not set");
+        refuse(self.recording.goes_nowhere(), "recording.from_start", "recording.folder is not set");
         for (key, why) in self.workers.check().into_iter().chain(self.autoscale.check()) {
             refuse(true, key, why);
         }

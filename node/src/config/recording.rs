@@ -24,3 +24,10 @@ impl Default for Recording {
         Recording { folder: None, max_bytes: Bytes(256 << 20), from_start: false }
     }
 }
+
+impl Recording {
+    /// Whether it is to begin without a place for its file.
+    pub(super) fn goes_nowhere(&self) -> bool {
+        self.from_start && self.folder.is_none()
+    }
+}
