@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -143,7 +143,7 @@ impl Node {
         serde_json::from_str(&text).map_err(|error| self.strange(&error.to_string()))
     }
 
-    fn fetch(&self, path: &PathBuf) -> Result<(), RecordError> {
+    fn fetch(&self, path: &Path) -> Result<(), RecordError> {
         let url = format!("{}/file", self.url);
         let response = self.agent.get(&url).call().map_err(|source| self.unreachable(source))?;
         if !response.status().is_success() {
@@ -153,7 +153,7 @@ impl Node {
             let mut body = response.into_body().into_reader();
             io::copy(&mut body, &mut file).map(drop)
         });
-        written.map_err(|source| RecordError::Write { path: path.clone(), source })
+        written.map_err(|source| RecordError::Write { path: path.to_owned(), source })
     }
 
     fn unreachable(&self, source: ureq::Error) -> RecordError {

@@ -98,7 +98,7 @@ fn in_all_hooks(evil: Guest, body: &str) -> Guest {
 
 /// Guests that load, and what is evil about them.
 pub fn loadable() -> Vec<(&'static str, Guest)> {
-    let all = |evil: Guest, body: &str| in_all_hooks(evil, body);
+    let all = in_all_hooks;
     let alone = |body: String| guest().with(Hook::Scheduler, body);
     let mut evil = vec![
         ("an endless loop", all(guest(), ENDLESS).with(Hook::Feedback, "(loop $l (br $l))")),

@@ -97,15 +97,9 @@ impl RecorderCounts {
 #[derive(Debug)]
 pub(super) struct Queue {
     counts: Arc<RecorderCounts>,
-    messages: SyncSender<Message>,
+    /// Nothing says that nothing worth waiting for comes any more.
+    messages: SyncSender<Option<Step>>,
     max_in_queue: usize,
-}
-
-/// What the writer is told.
-enum Message {
-    Step(Step),
-    /// Nothing that is worth waiting for comes any more.
-    End,
 }
 
 /// The thread that writes; join it to know that the file is whole.
@@ -155,7 +149,7 @@ impl Queue {
 
     pub(super) fn send(&self, step: Step) {
         self.counts.in_queue.fetch_add(1, Ordering::Relaxed);
-        if self.messages.try_send(Message::Step(step)).is_err() {
+        if self.messages.try_send(Some(step)).is_err() {
             self.counts.in_queue.fetch_sub(1, Ordering::Relaxed);
             self.counts.miss();
         }
@@ -165,7 +159,7 @@ impl Queue {
     /// the queue is dropped.
     pub(super) fn end(&self) {
         // Either way it ends.
-        let _ = self.messages.try_send(Message::End);
+        let _ = self.messages.try_send(None);
     }
 }
 
@@ -209,7 +203,7 @@ impl<P: Planner> Recorder<P> {
 
 fn write<W: io::Write>(
     mut writer: Writer<W>,
-    messages: &Receiver<Message>,
+    messages: &Receiver<Option<Step>>,
     counts: &RecorderCounts,
     max_bytes: u64,
 ) -> io::Result<()> {
@@ -231,7 +225,7 @@ fn write<W: io::Write>(
             }
         };
         quiet = 0;
-        let Message::Step(step) = message else { break };
+        let Some(step) = message else { break };
         counts.in_queue.fetch_sub(1, Ordering::Relaxed);
         if writer.num_bytes() >= max_bytes {
             // Later steps are no longer copied.
