@@ -13,7 +13,9 @@ use quern::app::{App, AppError, Ended, pull_missing};
 use quern::cli::{Cli, Command, PullArgs, ServeArgs};
 use quern::config::{Config, EngineKind, Layers};
 use quern::{logging, metrics};
+use quern_adapters::cli as adapters;
 use quern_models::{PullOptions, Terminal, catalog};
+use quern_quant::Ggml;
 use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: u8 = 64;
@@ -28,6 +30,9 @@ fn main() -> ExitCode {
         Ok(Cli { command: Command::Pull(args) }) => pull(&args),
         Ok(Cli { command: Command::Check(args) }) => check(&args),
         Ok(Cli { command: Command::Policy(args) }) => return quern_policy_tools::run(args),
+        Ok(Cli { command: Command::Adapter(args) }) => return adapters::adapter(&args, &Ggml),
+        Ok(Cli { command: Command::Quantize(args) }) => return adapters::quantize(&args, &Ggml),
+        Ok(Cli { command: Command::Prune(args) }) => return adapters::prune(&args, &Ggml),
         // Help and version are answers; the rest are mistakes, which clap explains itself.
         Err(words) => words.print().map_err(failed).and(match words.use_stderr() {
             true => Err(Exit(USAGE, String::new())),
