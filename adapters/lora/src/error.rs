@@ -124,7 +124,7 @@ pub enum Fault {
         tensor: String,
     },
     /// One of the two matrices of a pair is missing.
-    #[error("{module} has a {found} matrix but no {missing} matrix")]
+    #[error("{module} has its {found} matrix but not its {missing} matrix")]
     MissingHalf {
         /// The module in the base's names.
         module: String,

@@ -64,7 +64,10 @@ fn configuration_and_tensors_must_agree() {
     check(|f| f.config["target_modules"] = json!(["q_proj"]), "belongs to no target");
     check(|f| f.config["target_modules"] = json!(["q_proj", "v_proj", "k_proj"]), "no tensor belongs to it");
     check(|f| f.config["layers_to_transform"] = json!([0, 1, 2]), "layer 2 has no tensors");
-    check(|f| drop(f.tensors.remove(&Folder::query("B"))), "blk.1.attn_q.weight has a A matrix but no B");
+    check(
+        |f| drop(f.tensors.remove(&Folder::query("B"))),
+        "blk.1.attn_q.weight has its A matrix but not its B",
+    );
     check(
         |f| {
             f.tensors.remove(&Folder::query("A"));

@@ -15,7 +15,9 @@ fn damage(bytes: &mut Vec<u8>, edits: &[(prop::sample::Index, u8, u8)]) {
         match edit {
             0 => bytes[idx] = *byte,
             1 => bytes.insert(idx, *byte),
-            _ => drop(bytes.remove(idx)),
+            _ => {
+                bytes.remove(idx);
+            }
         }
     }
 }
