@@ -76,7 +76,7 @@ pub struct Summary {
     pub num_tensors: usize,
     /// How many of them were changed or stored anew; the others are as they were, byte for byte.
     pub num_encoded: usize,
-    /// How many of those came from quantised numbers, which lost something before.
+    /// How many of those were in blocks before and are again, and so lost something twice.
     pub num_requantised: usize,
     /// Bytes of the tensors before.
     pub bytes_before: u64,
@@ -117,7 +117,8 @@ pub fn rewrite(
         let rows_change = change.begin(tensor)?;
         let is_encoded = rows_change.is_some() || kind != tensor.kind;
         summary.num_encoded += usize::from(is_encoded);
-        summary.num_requantised += usize::from(is_encoded && tensor.kind.block_elements() > 1);
+        let is_quantised = tensor.kind.block_elements() > 1 && kind.block_elements() > 1;
+        summary.num_requantised += usize::from(is_encoded && is_quantised);
         summary.bytes_after += size_bytes(tensor, kind)?;
         let mut flow = Flow {
             source,

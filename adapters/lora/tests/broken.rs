@@ -1,4 +1,5 @@
 //! Each way in which an adapter can be broken, and the words that the user then reads.
+#![allow(clippy::unwrap_used, reason = "a test may panic, helpers included")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! What a converted adapter says and computes is what the PEFT folder said.
+#![allow(clippy::unwrap_used, reason = "a test may panic, helpers included")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! A folder of Hugging Face's becomes the GGUF model that it describes; importance matrices are read.
+#![allow(clippy::unwrap_used, reason = "a test may panic, helpers included")]
 
 mod common;
 
@@ -190,6 +191,10 @@ fn broken_folders_say_why() {
         (Box::new(|m| m.config["num_hidden_layers"] = 3.into()), "blk.2.attn_norm.weight is missing"),
         (Box::new(|m| m.config["num_hidden_layers"] = 1.into()), "has no place in a model"),
         (Box::new(|m| m.config["tie_word_embeddings"] = false.into()), "output.weight is missing"),
+        (
+            Box::new(|m| m.config["rope_scaling"] = json!({"type": "linear", "factor": 2.0})),
+            "\"linear\" is not known",
+        ),
         (Box::new(|m| m.config["use_sliding_window"] = true.into()), "sliding windows"),
         (Box::new(|m| m.add("model.layers.0.mlp.experts.0.up_proj.weight", &[2, 2])), "is not known"),
         (Box::new(|m| drop(m.tensors.remove("model.norm.weight"))), "output_norm.weight is missing"),

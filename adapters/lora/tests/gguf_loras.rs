@@ -1,4 +1,5 @@
 //! GGUF LoRAs of strangers: what is wrong with them is said, and damage does no worse than a typed error.
+#![allow(clippy::unwrap_used, reason = "a test may panic, helpers included")]
 
 mod common;
 

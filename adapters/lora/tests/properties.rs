@@ -1,4 +1,5 @@
 //! No damage to a file does worse than a typed error.
+#![allow(clippy::unwrap_used, reason = "a test may panic, helpers included")]
 
 mod common;
 

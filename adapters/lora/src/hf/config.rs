@@ -58,10 +58,18 @@ impl Config {
         if counts.contains(&0) || config.num_attention_heads == 0 || config.kv_heads() == 0 {
             return Err("config.json: a dimension is 0".into());
         }
+        let rope = config.rope().and_then(|rope| rope.rope_type.as_deref());
+        if let Some(other) = rope.filter(|kind| !["default", "yarn"].contains(kind)) {
+            return Err(format!("config.json: the rope type {other:?} is not known; default and yarn are"));
+        }
         if config.use_sliding_window {
             return Err("config.json: sliding windows (use_sliding_window) are not known".into());
         }
         Ok(config)
+    }
+
+    fn rope(&self) -> Option<&Rope> {
+        self.rope_parameters.as_ref().or(self.rope_scaling.as_ref())
     }
 
     fn kv_heads(&self) -> u32 {
@@ -130,7 +138,7 @@ impl Config {
     /// The keys of a GGUF file, but for the tokenizer's and the file type.
     pub(super) fn entries(&self, name: &str) -> Vec<(String, Value)> {
         let arch = self.model_type.as_str();
-        let rope = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let rope = self.rope();
         let theta = self.rope_theta.or(rope.and_then(|rope| rope.rope_theta)).unwrap_or(10_000.0);
         let mut entries = vec![
             ("general.architecture".to_owned(), Value::from(arch)),

@@ -1,5 +1,5 @@
 //! Small PEFT folders and bases, made on the spot.
-#![allow(dead_code)] // Each test file uses its own part.
+#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::collections::BTreeMap;
 use std::fs;
