@@ -27,6 +27,12 @@ pub enum Command {
     Pull(PullArgs),
     /// Write, check, measure and judge scheduling policies.
     Policy(PolicyArgs),
+    /// Look at LoRA adapters, convert them, merge them into a base.
+    Adapter(quern_adapters::cli::AdapterArgs),
+    /// Store a model in another format.
+    Quantize(quern_adapters::cli::QuantizeArgs),
+    /// Set a model's smallest weights to zero.
+    Prune(quern_adapters::cli::PruneArgs),
     /// Print the resolved configuration and check files, model and ports, without serving.
     Check(Box<ServeArgs>),
 }

@@ -14,7 +14,9 @@ use quern::cli::{Cli, Command, PolicyCommand, PullArgs, ServeArgs};
 use quern::config::{Config, EngineKind, Layers};
 use quern::record::record;
 use quern::{logging, metrics};
+use quern_adapters::cli as adapters;
 use quern_models::{PullOptions, Terminal, catalog};
+use quern_quant::Ggml;
 use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: u8 = 64;
@@ -34,6 +36,9 @@ fn main() -> ExitCode {
                 return quern_policy_tools::run(quern_policy_tools::PolicyArgs { command });
             }
         },
+        Ok(Cli { command: Command::Adapter(args) }) => return adapters::adapter(&args, &Ggml),
+        Ok(Cli { command: Command::Quantize(args) }) => return adapters::quantize(&args, &Ggml),
+        Ok(Cli { command: Command::Prune(args) }) => return adapters::prune(&args, &Ggml),
         // Help and version are answers; the rest are mistakes, which clap explains itself.
         Err(words) => words.print().map_err(failed).and(match words.use_stderr() {
             true => Err(Exit(USAGE, String::new())),

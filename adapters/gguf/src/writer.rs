@@ -1,11 +1,13 @@
 //! Writes GGUF files: the header from what was declared, then the data of one tensor after the other.
 //!
 //! A file appears under its name only when it is whole: it is written beside it and renamed at the end.
+//! What a killed process left there is removed by the next writer in the same folder.
 
-use std::fs::Permissions;
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::vec;
 
 use tempfile::NamedTempFile;
@@ -15,6 +17,12 @@ use crate::header::{check_names, parse_alignment};
 use crate::metadata::Metadata;
 use crate::tensor::{TensorInfo, TensorType};
 use crate::value::{Array, Value};
+
+/// How a file is called while it is written.
+const PARTIAL_PREFIX: &str = ".gguf-";
+const PARTIAL_SUFFIX: &str = ".partial";
+/// A file this young may have a writer that has not locked it yet.
+const YOUNG: Duration = Duration::from_secs(60);
 
 /// Collects what the header will say. Metadata and tensors keep the order in which they were added.
 #[derive(Clone, Debug, Default)]
@@ -108,13 +116,17 @@ impl GgufWriter {
     fn start(self, path: &Path) -> Result<TensorStream, Problem> {
         let header = self.header_bytes()?;
         let alignment = parse_alignment(&self.metadata)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder_of(path);
+        sweep(folder);
         // The process's umask applies to these permissions as it does to any new file.
         let file = tempfile::Builder::new()
-            .prefix(".gguf-")
-            .suffix(".partial")
+            .prefix(PARTIAL_PREFIX)
+            .suffix(PARTIAL_SUFFIX)
             .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder.unwrap_or(Path::new(".")))?;
+            .tempfile_in(folder)?;
+        // Held as long as this process lives: tells others that somebody still writes. Where the file
+        // system has no locks, nobody can take one either.
+        let _ = file.as_file().try_lock();
         let mut out = BufWriter::with_capacity(1 << 18, file);
         out.write_all(&header)?;
         Ok(TensorStream { path: path.to_owned(), out, due: self.tensors.into_iter(), alignment })
@@ -173,7 +185,31 @@ impl TensorStream {
         let file = self.out.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.as_file().sync_all()?;
         file.persist(&self.path).map_err(|error| error.error)?;
+        // The name is durable only when the folder is.
+        File::open(folder_of(&self.path))?.sync_all()?;
         Ok(())
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Removes what killed writers left in the folder: partial files that nobody holds a lock on. What cannot be
+/// looked at or removed is left alone.
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let is_partial = name
+            .to_str()
+            .is_some_and(|name| name.starts_with(PARTIAL_PREFIX) && name.ends_with(PARTIAL_SUFFIX));
+        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if !is_partial || age().is_none_or(|age| age < YOUNG) {
+            continue;
+        }
+        if File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

@@ -194,3 +194,26 @@ fn every_truncation_is_named() {
         assert!(expected || (size < 4 && matches!(problem, Problem::Foreign { .. })), "{size}: {problem}");
     }
 }
+
+#[test]
+fn what_killed_writers_left_is_removed_and_living_ones_are_let_be() {
+    use std::time::{Duration, SystemTime};
+    let folder = tempfile::tempdir().unwrap();
+    let old = |name: &str| {
+        let file = fs::File::create(folder.path().join(name)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+        file
+    };
+    let living = old(".gguf-living.partial");
+    living.lock().unwrap();
+    drop(old(".gguf-killed.partial"));
+    drop(old("mine.partial"));
+    fs::write(folder.path().join(".gguf-young.partial"), "").unwrap();
+
+    let stream = writer(&[], &[]).create(&folder.path().join("new.gguf")).unwrap();
+    stream.finish().unwrap();
+    let mut names: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, [".gguf-living.partial", ".gguf-young.partial", "mine.partial", "new.gguf"]);
+}
