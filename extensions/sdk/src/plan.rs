@@ -10,14 +10,15 @@
 //! `extensions/wit/policy.wit`; tests hold it against the node's own check.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 
 use crate::tables::{Plan, Running, Step, Waiting};
 
 mod arrivals;
+mod queue;
 mod turns;
 
 pub use arrivals::Arrivals;
+use queue::Queue;
 pub use turns::{AdapterTurns, first_busy};
 
 /// Prefill rows that a step takes at least, however slow they are: fewer would
@@ -62,6 +63,8 @@ pub struct PlanBuilder<'a> {
     running: &'a Running,
     plan: Plan,
     started: Vec<bool>,
+    /// By running row, whether it was told to rest; empty while none was.
+    resting: Vec<bool>,
     /// Rows of the step that are left, for anybody and for prefill.
     rows_left: u32,
     prefill_left: u32,
@@ -100,6 +103,7 @@ impl<'a> PlanBuilder<'a> {
             running,
             plan,
             started: Vec::new(),
+            resting: Vec::new(),
             rows_left: step.token_budget,
             prefill_left: prefill_left.min(step.token_budget),
             kv_left: step.kv_free,
@@ -155,25 +159,22 @@ impl<'a> PlanBuilder<'a> {
         self.decode(&of_running);
         let mut prefilling = self.prefilling();
         prefilling.sort_by_cached_key(|&row| Reverse((of_running(row), row)));
-        let (mut waiting, mut blocked) = (BinaryHeap::new(), None);
+        let (mut waiting, mut blocked) = (Queue::default(), None);
         if self.can_start() {
-            waiting = self.in_order(&of_waiting);
+            waiting = Queue::new(self.waiting.len(), &of_waiting);
         } else {
             blocked = self.first_in_order(&of_waiting);
         }
         loop {
             let begun = prefilling.last().map(|&row| of_running(row));
-            let is_next =
-                |Reverse((key, _)): &Reverse<(K, u32)>| begun.as_ref().is_none_or(|begun| key < begun);
-            if waiting.peek().is_some_and(is_next) {
-                let row = waiting.pop().map_or(0, |Reverse((_, row))| row as usize);
+            if let Some(row) = waiting.pop_before(begun.as_ref()) {
                 match self.try_start(row) {
                     Start::Started(_) => {}
                     Start::NotNow => self.keep_room(row),
                     Start::NoRows => return None,
                     Start::NoSlot | Start::NoState => {
                         blocked = Some(row);
-                        waiting.clear();
+                        waiting = Queue::default();
                     }
                 }
                 continue;
@@ -184,6 +185,29 @@ impl<'a> PlanBuilder<'a> {
                 return None;
             }
         }
+    }
+
+    /// Leaves decoding rows out of this step, so that it has more time for prompts.
+    /// Comes before anybody is given their part, and has no effect later.
+    pub fn rest(&mut self, rows: impl IntoIterator<Item = usize>) {
+        for row in rows {
+            let decodes = self.running.prompt_left.get(row).is_some_and(|&left| left <= 1);
+            let is_open = !self.has_run && decodes && self.serves_running(row);
+            if is_open && !self.is_resting(row) {
+                self.resting.resize(self.running.len(), false);
+                self.resting[row] = true;
+                self.num_decoding -= 1;
+            }
+        }
+        if !self.has_run && !self.resting.is_empty() {
+            let has_long_prompt = || has_long_prompt(self.waiting, self.running, self.plan.adapter);
+            let prefill_left = prefill_rows(self.step, self.num_decoding, has_long_prompt);
+            self.prefill_left = prefill_left.min(self.step.token_budget);
+        }
+    }
+
+    fn is_resting(&self, row: usize) -> bool {
+        self.resting.get(row).is_some_and(|&resting| resting)
     }
 
     /// Gives decoding rows one token each. If state runs out, the running row with
@@ -226,7 +250,7 @@ impl<'a> PlanBuilder<'a> {
     fn run_decoding(&mut self) -> bool {
         let left = self.rows_left.min(self.kv_left);
         let adapter = self.plan.adapter;
-        if self.num_decoding <= left && self.plan.preempt.is_empty() {
+        if self.num_decoding <= left && self.plan.preempt.is_empty() && self.resting.is_empty() {
             // The common case, for which there is no list and no order.
             let rows = self.running.prompt_left.iter().zip(&self.running.adapter);
             for (chunk, (&left, &of)) in self.plan.running_chunk.iter_mut().zip(rows) {
@@ -237,6 +261,7 @@ impl<'a> PlanBuilder<'a> {
             return false;
         }
         let mut rows: Vec<usize> = self.open_rows(|left| left <= 1).collect();
+        rows.retain(|&row| !self.is_resting(row));
         if rows.len() > left as usize {
             // A step too small for all streams is shared by turns, whatever the
             // order, so that no stream stands still for good.
@@ -300,12 +325,6 @@ impl<'a> PlanBuilder<'a> {
     /// Whether anybody could start, as far as places and state go.
     fn can_start(&self) -> bool {
         !self.is_short && self.num_running < self.step.max_running && self.kv_left > 0
-    }
-
-    /// Those who wait. A heap gives the first few in order without sorting all.
-    fn in_order<K: Ord>(&self, key: &impl Fn(usize) -> K) -> BinaryHeap<Reverse<(K, u32)>> {
-        let rows = (0..self.waiting.len()).map(|row| Reverse((key(row), row as u32)));
-        BinaryHeap::from(rows.collect::<Vec<_>>())
     }
 
     /// The first of those who wait for nothing but room, unless somebody was paused

@@ -9,7 +9,9 @@
 //! way, however much it sends; and no capacity is left idle for it.
 //!
 //! Beyond the paper: a tenant without its share of places does not wait until one
-//! of a greedy tenant's answers ends; the greedy tenant's youngest is paused.
+//! of a greedy tenant's answers ends; the greedy tenant's youngest is paused. And
+//! while a prompt of whoever was served least is computed, a greedy tenant's streams
+//! beyond its share rest by turns, for else they would take the time that it needs.
 #![deny(missing_docs)]
 
 use std::collections::VecDeque;
@@ -26,11 +28,13 @@ pub struct TenantFair {
     turns: AdapterTurns,
     ledger: Ledger,
     preempts: bool,
+    rests: bool,
 }
 
 impl Default for TenantFair {
     fn default() -> Self {
-        TenantFair { turns: AdapterTurns::default(), ledger: Ledger::with_output_weight(2), preempts: true }
+        let ledger = Ledger::with_output_weight(2);
+        TenantFair { turns: AdapterTurns::default(), ledger, preempts: true, rests: true }
     }
 }
 
@@ -39,6 +43,7 @@ impl Policy for TenantFair {
         let mut settings = Settings::default();
         self.ledger = Ledger::with_output_weight(settings.number("output-weight", 2, 0..=1000));
         self.preempts = settings.flag("preempt", true);
+        self.rests = settings.flag("rest", true);
         self.turns = AdapterTurns::with_quantum(settings.number("quantum-steps", 16, 1..=100_000));
         settings.done()?;
         self.ledger.restore(saved.unwrap_or_default());
@@ -55,8 +60,10 @@ impl SchedulerPolicy for TenantFair {
         self.ledger.settle(waiting, running);
         let queues = Queues::new(waiting, &self.ledger);
         let (ledger, preempts) = (&self.ledger, self.preempts);
+        let resting = if self.rests { resting(step, waiting, running, ledger) } else { Vec::new() };
         let plan = self.turns.plan(step, waiting, running, |plan| {
             let of_running = |row: usize| (ledger.served(running.tenant[row]), running.id[row]);
+            plan.rest(resting.iter().copied());
             plan.decode(of_running);
             let mut begun = plan.prefilling();
             begun.sort_by_key(|&row| of_running(row));
@@ -72,6 +79,31 @@ impl SchedulerPolicy for TenantFair {
         self.ledger.charge(waiting, &plan);
         Ok(Some(plan))
     }
+}
+
+/// Streams that stand still in this step, for the prompt of somebody who was served
+/// less: those of a tenant beyond its share of places, by turns.
+fn resting(step: &Step, waiting: &Waiting, running: &Running, ledger: &Ledger) -> Vec<usize> {
+    let prompts = running.tenant.iter().zip(&running.prompt_left).filter(|&(_, &left)| left > 1);
+    let prompts = prompts.map(|(&tenant, _)| tenant).chain(waiting.tenant.iter().copied());
+    let Some((least, first)) = prompts.map(|tenant| (ledger.served(tenant), tenant)).min() else {
+        return Vec::new();
+    };
+    let mut tenants: Vec<u32> = running.tenant.iter().chain(&waiting.tenant).copied().collect();
+    tenants.sort_unstable();
+    tenants.dedup();
+    let share = (step.max_running as usize / tenants.len()).max(1);
+    let mut resting = Vec::new();
+    for tenant in tenants.into_iter().filter(|&tenant| tenant != first && ledger.served(tenant) > least) {
+        let streams = (0..running.len()).filter(|&row| running.tenant[row] == tenant && running.decodes(row));
+        let mut streams: Vec<usize> = streams.collect();
+        if streams.len() > share {
+            let turn = step.seq.wrapping_mul(share as u64) % streams.len() as u64;
+            streams.rotate_left(turn as usize);
+            resting.extend_from_slice(&streams[share..]);
+        }
+    }
+    resting
 }
 
 /// Bits of a row's number in a sort key; more rows than that are not looked at.
