@@ -10,15 +10,14 @@
 //! `extensions/wit/policy.wit`; tests hold it against the node's own check.
 
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use crate::tables::{Plan, Running, Step, Waiting};
 
 mod arrivals;
-mod queue;
 mod turns;
 
 pub use arrivals::Arrivals;
-use queue::Queue;
 pub use turns::{AdapterTurns, first_busy};
 
 /// Prefill rows that a step takes at least, however slow they are: fewer would
@@ -159,22 +158,25 @@ impl<'a> PlanBuilder<'a> {
         self.decode(&of_running);
         let mut prefilling = self.prefilling();
         prefilling.sort_by_cached_key(|&row| Reverse((of_running(row), row)));
-        let (mut waiting, mut blocked) = (Queue::default(), None);
+        let (mut waiting, mut blocked) = (BinaryHeap::new(), None);
         if self.can_start() {
-            waiting = Queue::new(self.waiting.len(), &of_waiting);
+            waiting = self.in_order(&of_waiting);
         } else {
             blocked = self.first_in_order(&of_waiting);
         }
         loop {
             let begun = prefilling.last().map(|&row| of_running(row));
-            if let Some(row) = waiting.pop_before(begun.as_ref()) {
+            let is_next =
+                |Reverse((key, _)): &Reverse<(K, u32)>| begun.as_ref().is_none_or(|begun| key < begun);
+            if waiting.peek().is_some_and(is_next) {
+                let row = waiting.pop().map_or(0, |Reverse((_, row))| row as usize);
                 match self.try_start(row) {
                     Start::Started(_) => {}
                     Start::NotNow => self.keep_room(row),
                     Start::NoRows => return None,
                     Start::NoSlot | Start::NoState => {
                         blocked = Some(row);
-                        waiting = Queue::default();
+                        waiting.clear();
                     }
                 }
                 continue;
@@ -325,6 +327,12 @@ impl<'a> PlanBuilder<'a> {
     /// Whether anybody could start, as far as places and state go.
     fn can_start(&self) -> bool {
         !self.is_short && self.num_running < self.step.max_running && self.kv_left > 0
+    }
+
+    /// Those who wait. A heap gives the first few in order without sorting all.
+    fn in_order<K: Ord>(&self, key: &impl Fn(usize) -> K) -> BinaryHeap<Reverse<(K, u32)>> {
+        let rows = (0..self.waiting.len()).map(|row| Reverse((key(row), row as u32)));
+        BinaryHeap::from(rows.collect::<Vec<_>>())
     }
 
     /// The first of those who wait for nothing but room, unless somebody was paused

@@ -44,11 +44,11 @@ pub(crate) fn draw(path: &Path, title: &str, panels: &[Panel]) -> anyhow::Result
         let mut chart = ChartBuilder::on(area)
             .caption(panel.title, ("sans-serif", 14))
             .margin(8)
-            .x_label_area_size(22)
+            .x_label_area_size(34)
             .y_label_area_size(52)
             .build_cartesian_2d(0.0..end_s, 0.0..top)?;
         chart.configure_mesh().light_line_style(WHITE).y_labels(5).x_desc("seconds").draw()?;
-        for ((name, points), colour) in panel.lines.iter().zip(COLOURS.iter().cycle()) {
+        for ((name, points), colour) in panel.lines.iter().zip(COLOURS.into_iter().cycle()) {
             chart
                 .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
                 .label(name)

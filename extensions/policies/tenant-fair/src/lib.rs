@@ -60,7 +60,7 @@ impl SchedulerPolicy for TenantFair {
         self.ledger.settle(waiting, running);
         let queues = Queues::new(waiting, &self.ledger);
         let (ledger, preempts) = (&self.ledger, self.preempts);
-        let resting = if self.rests { resting(step, waiting, running, ledger) } else { Vec::new() };
+        let resting = if self.rests { resting(step, running, &queues, ledger) } else { Vec::new() };
         let plan = self.turns.plan(step, waiting, running, |plan| {
             let of_running = |row: usize| (ledger.served(running.tenant[row]), running.id[row]);
             plan.rest(resting.iter().copied());
@@ -83,24 +83,32 @@ impl SchedulerPolicy for TenantFair {
 
 /// Streams that stand still in this step, for the prompt of somebody who was served
 /// less: those of a tenant beyond its share of places, by turns.
-fn resting(step: &Step, waiting: &Waiting, running: &Running, ledger: &Ledger) -> Vec<usize> {
-    let prompts = running.tenant.iter().zip(&running.prompt_left).filter(|&(_, &left)| left > 1);
-    let prompts = prompts.map(|(&tenant, _)| tenant).chain(waiting.tenant.iter().copied());
-    let Some((least, first)) = prompts.map(|tenant| (ledger.served(tenant), tenant)).min() else {
-        return Vec::new();
-    };
-    let mut tenants: Vec<u32> = running.tenant.iter().chain(&waiting.tenant).copied().collect();
-    tenants.sort_unstable();
-    tenants.dedup();
-    let share = (step.max_running as usize / tenants.len()).max(1);
+fn resting(step: &Step, running: &Running, queues: &Queues, ledger: &Ledger) -> Vec<usize> {
+    // Streams of each tenant, and none yet of those who only wait.
+    let mut streams: Vec<(u32, Vec<usize>)> =
+        queues.queues.iter().map(|queue| (queue.tenant, Vec::new())).collect();
+    let waiting = queues.queues.iter().map(|queue| (queue.served, queue.tenant)).min();
+    let mut first = waiting;
+    for (row, &tenant) in running.tenant.iter().enumerate() {
+        let place = streams.iter().position(|&(other, _)| other == tenant).unwrap_or_else(|| {
+            streams.push((tenant, Vec::new()));
+            streams.len() - 1
+        });
+        if running.decodes(row) {
+            streams[place].1.push(row);
+        } else {
+            let begun = Some((ledger.served(tenant), tenant));
+            first = if first.is_none() { begun } else { first.min(begun) };
+        }
+    }
+    let Some((least, first)) = first else { return Vec::new() };
+    let share = (step.max_running as usize / streams.len()).max(1);
     let mut resting = Vec::new();
-    for tenant in tenants.into_iter().filter(|&tenant| tenant != first && ledger.served(tenant) > least) {
-        let streams = (0..running.len()).filter(|&row| running.tenant[row] == tenant && running.decodes(row));
-        let mut streams: Vec<usize> = streams.collect();
-        if streams.len() > share {
-            let turn = step.seq.wrapping_mul(share as u64) % streams.len() as u64;
-            streams.rotate_left(turn as usize);
-            resting.extend_from_slice(&streams[share..]);
+    for (tenant, rows) in &mut streams {
+        if rows.len() > share && *tenant != first && ledger.served(*tenant) > least {
+            let turn = step.seq.wrapping_mul(share as u64) % rows.len() as u64;
+            rows.rotate_left(turn as usize);
+            resting.extend_from_slice(&rows[share..]);
         }
     }
     resting

@@ -103,16 +103,27 @@ fn snapshot_of(running: &[(u32, u32)], waiting: &[u32]) -> Snapshot {
         let table = &mut snapshot.running;
         table.id.push(row as u64 + 1);
         table.prompt_left.push(left);
-        (table.generated.push(1), table.max_new.push(64), table.kv.push(50));
-        (table.slack_us.push(NO_DEADLINE), table.priority.push(128));
-        (table.tenant.push(tenant), table.adapter.push(0));
+        table.generated.push(1);
+        table.max_new.push(64);
+        table.kv.push(50);
+        table.slack_us.push(NO_DEADLINE);
+        table.priority.push(128);
+        table.tenant.push(tenant);
+        table.adapter.push(0);
     }
     for (row, &tenant) in waiting.iter().enumerate() {
         let table = &mut snapshot.waiting;
         table.id.push(row as u64 + 100);
-        (table.age_us.push(0), table.prompt_left.push(50), table.cached.push(0), table.pending.push(0));
-        (table.kv_need.push(50), table.max_new.push(8), table.slack_us.push(NO_DEADLINE));
-        (table.priority.push(128), table.tenant.push(tenant), table.adapter.push(0));
+        table.age_us.push(0);
+        table.prompt_left.push(50);
+        table.cached.push(0);
+        table.pending.push(0);
+        table.kv_need.push(50);
+        table.max_new.push(8);
+        table.slack_us.push(NO_DEADLINE);
+        table.priority.push(128);
+        table.tenant.push(tenant);
+        table.adapter.push(0);
         table.adapter_tier.push(2);
     }
     snapshot
