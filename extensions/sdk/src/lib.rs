@@ -39,8 +39,6 @@ mod export;
 pub mod guest;
 mod hooks;
 pub mod host;
-#[cfg(target_arch = "wasm32")]
-mod memory;
 pub mod plan;
 pub mod settings;
 #[cfg(not(target_arch = "wasm32"))]

@@ -11,7 +11,9 @@
 //! Beyond the paper: a tenant without its share of places does not wait until one
 //! of a greedy tenant's answers ends; the greedy tenant's youngest is paused. And
 //! while a prompt of whoever was served least is computed, a greedy tenant's streams
-//! beyond its share rest by turns, for else they would take the time that it needs.
+//! rest by turns, for else they would take the time that it needs. Whoever comes back
+//! keeps a small claim, about a request's worth, so that it does not stand in line
+//! with the flood for each of its few requests.
 #![deny(missing_docs)]
 
 use std::collections::VecDeque;
@@ -21,6 +23,9 @@ use quern_policy_sdk::prelude::*;
 mod ledger;
 
 use ledger::Ledger;
+
+/// Weighted tokens that whoever comes back may be behind the others: a request or two.
+const CREDIT: u32 = 512;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -33,7 +38,7 @@ pub struct TenantFair {
 
 impl Default for TenantFair {
     fn default() -> Self {
-        let ledger = Ledger::with_output_weight(2);
+        let ledger = Ledger::new(2, CREDIT.into());
         TenantFair { turns: AdapterTurns::default(), ledger, preempts: true, rests: true }
     }
 }
@@ -41,7 +46,9 @@ impl Default for TenantFair {
 impl Policy for TenantFair {
     fn init(&mut self, saved: Option<&[u8]>) -> Result<(), String> {
         let mut settings = Settings::default();
-        self.ledger = Ledger::with_output_weight(settings.number("output-weight", 2, 0..=1000));
+        let output_weight = settings.number("output-weight", 2, 0..=1000);
+        self.ledger =
+            Ledger::new(output_weight, settings.number("credit-tokens", CREDIT, 0..=1_000_000).into());
         self.preempts = settings.flag("preempt", true);
         self.rests = settings.flag("rest", true);
         self.turns = AdapterTurns::with_quantum(settings.number("quantum-steps", 16, 1..=100_000));
@@ -82,7 +89,7 @@ impl SchedulerPolicy for TenantFair {
 }
 
 /// Streams that stand still in this step, for the prompt of somebody who was served
-/// less: those of a tenant beyond its share of places, by turns.
+/// less: all but one, by turns, of those of a tenant beyond its share of places.
 fn resting(step: &Step, running: &Running, queues: &Queues, ledger: &Ledger) -> Vec<usize> {
     // Streams of each tenant, and none yet of those who only wait.
     let mut streams: Vec<(u32, Vec<usize>)> =
@@ -106,9 +113,8 @@ fn resting(step: &Step, running: &Running, queues: &Queues, ledger: &Ledger) -> 
     let mut resting = Vec::new();
     for (tenant, rows) in &mut streams {
         if rows.len() > share && *tenant != first && ledger.served(*tenant) > least {
-            let turn = step.seq.wrapping_mul(share as u64) % rows.len() as u64;
-            rows.rotate_left(turn as usize);
-            resting.extend_from_slice(&rows[share..]);
+            rows.rotate_left((step.seq % rows.len() as u64) as usize);
+            resting.extend_from_slice(&rows[1..]);
         }
     }
     resting

@@ -73,13 +73,11 @@ fn a_greedy_tenants_streams_rest_by_turns_while_anothers_prompt_is_computed() {
         snapshot.step.seq = seq;
         let plan = plan_of(&mut policy, &snapshot);
         assert!(plan.admit == [0] && plan.preempt.is_empty(), "{plan:?}");
-        if seq > 0 {
-            assert_eq!(plan.running_chunk.iter().sum::<u32>(), 5, "its share of ten places");
-        }
+        assert_eq!(plan.running_chunk.iter().sum::<u32>(), 1, "one goes on");
         drawn.iter_mut().zip(&plan.running_chunk).for_each(|(drawn, &chunk)| *drawn += chunk);
         snapshot.running.generated = drawn.map(|drawn| drawn + 1).to_vec();
     }
-    assert!(drawn.iter().all(|&drawn| drawn >= 4), "{drawn:?}");
+    assert_eq!(drawn, [1; 8]);
     // With nobody else there is nobody to rest for.
     let alone = snapshot_of(&[(1, 1); 8], &[]);
     assert_eq!(plan_of(&mut policy, &alone).running_chunk, [1; 8]);
@@ -153,13 +151,13 @@ fn idling_saves_up_no_claim() {
     rig.step.max_running = 1;
     // Tenant 1 works alone for a while; tenant 2 comes late with a flood.
     let early = (0..100).map(|n| Arrival { at_us: n * 20_000, tenant: 1, new: 4, ..Arrival::default() });
-    let late = (0..100).map(|_| Arrival { at_us: 2_000_000, tenant: 2, new: 4, ..Arrival::default() });
-    let same = (0..100).map(|_| Arrival { at_us: 2_000_000, tenant: 1, new: 4, ..Arrival::default() });
+    let late = (0..400).map(|_| Arrival { at_us: 2_000_000, tenant: 2, new: 4, ..Arrival::default() });
+    let same = (0..400).map(|_| Arrival { at_us: 2_000_000, tenant: 1, new: 4, ..Arrival::default() });
     let arrivals: Vec<Arrival> = early.chain(late).chain(same).collect();
     let served = rig.serve(&mut TenantFair::default(), &arrivals);
     let last =
         |rows: std::ops::Range<usize>| served[rows].iter().filter_map(|row| row.total_us).max().unwrap();
-    let (two, one) = (last(100..200), last(200..300));
+    let (two, one) = (last(100..500), last(500..900));
     assert!(one.abs_diff(two) * 10 < one.max(two), "{one} us and {two} us");
 }
 
