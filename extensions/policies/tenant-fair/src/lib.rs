@@ -113,7 +113,8 @@ fn resting(step: &Step, running: &Running, queues: &Queues, ledger: &Ledger) -> 
     let mut resting = Vec::new();
     for (tenant, rows) in &mut streams {
         if rows.len() > share && *tenant != first && ledger.served(*tenant) > least {
-            rows.rotate_left((step.seq % rows.len() as u64) as usize);
+            let turn = step.seq % rows.len() as u64;
+            rows.rotate_left(turn as usize);
             resting.extend_from_slice(&rows[1..]);
         }
     }
