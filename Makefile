@@ -8,10 +8,10 @@ ARGS ?=
 URL ?= http://127.0.0.1:8080
 WORKLOAD ?= chat
 
-.PHONY: help deps build guests serve test lint bench clean
+.PHONY: help deps build guests serve test lint bench policy-plots clean
 
 help:            ## Show these lines
-	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p; s/^\([a-z]*\):  *## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p; s/^\([a-z-]*\):  *## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 deps:            ## Install what the system lacks (apt), and check for Rust
 	@.ci/deps
@@ -35,6 +35,9 @@ lint: deps       ## Check formatting, clippy's warnings and the rules between cr
 
 bench: build     ## Drive a running node: make bench WORKLOAD=chat URL=http://127.0.0.1:8080
 	$(BIN)/quern-bench run $(WORKLOAD) --url $(URL)
+
+policy-plots: build guests  ## Draw each policy's plot.svg again: extensions/policies/*/plot.svg
+	extensions/policies/plots
 
 clean:           ## Remove what was built; fetched models stay
 	cargo clean

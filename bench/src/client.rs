@@ -21,7 +21,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_TIME_AFTER_DONE: Duration = Duration::from_millis(200);
 
 /// A server that is measured.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Server {
     /// Name in tables.
     pub name: String,
@@ -31,6 +31,10 @@ pub struct Server {
     pub model: String,
     /// Sent as a bearer token.
     pub api_key: Option<String>,
+    /// Further headers of each request.
+    pub headers: Vec<(String, String)>,
+    /// A shell command that prepares it before each of its phases.
+    pub prepare: Option<String>,
 }
 
 /// Why a request failed. These are the kinds that a run counts.
@@ -223,6 +227,9 @@ impl Client {
             .body(body);
         if let Some(key) = &server.api_key {
             request = request.bearer_auth(key);
+        }
+        for (name, value) in &server.headers {
+            request = request.header(name, value);
         }
         reply.sent = Instant::now();
         let response = match timeout(self.stall_timeout, request.send()).await {

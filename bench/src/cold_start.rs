@@ -139,7 +139,7 @@ impl ColdStart {
             "messages": [{"role": "user", "content": "Say hello."}],
         });
         let (url, api_key) = (self.url.clone(), self.api_key.clone());
-        let server = Server { name: self.name.clone(), url, model, api_key };
+        let server = Server { name: self.name.clone(), url, model, api_key, ..Server::default() };
         let intended = tokio::time::Instant::now();
         let reply =
             client.ask(&server, "/v1/chat/completions", body.to_string().into(), intended, |_| {}).await;

@@ -56,6 +56,8 @@ pub struct Finished {
     pub reply: Reply,
     /// Times between tokens that this request stands for.
     pub gaps: Vec<Duration>,
+    /// The deadline that the server was told, in milliseconds from the intended time.
+    pub deadline_ms: Option<u32>,
 }
 
 impl Phase<'_> {
@@ -66,10 +68,16 @@ impl Phase<'_> {
         let intended = intended.unwrap_or_else(Instant::now);
         let path = path_of(self.workload.api);
         let progress = self.progress;
-        let reply = self.client.ask(self.server, path, body, intended, |_| progress.token()).await;
+        let deadline = self.workload.deadline.as_ref();
+        let deadline_ms = deadline.map(|deadline| deadline.ms_of(self.seed, prompt_idx));
+        let mut server = self.server.clone();
+        let header =
+            deadline.zip(deadline_ms).map(|(deadline, ms)| (deadline.header.clone(), ms.to_string()));
+        server.headers.extend(header);
+        let reply = self.client.ask(&server, path, body, intended, |_| progress.token()).await;
         self.progress.request(reply.failure.is_none());
         let gaps = reply.gaps().collect();
-        Finished { prompt_idx, prompt, reply, gaps }
+        Finished { prompt_idx, prompt, reply, gaps, deadline_ms }
     }
 
     /// Sends requests that are not counted, all at once. A failure shows in the phase itself.
@@ -180,7 +188,7 @@ pub fn failed(prompt_idx: u64, prompt: Prompt, failure: (Failure, String)) -> Fi
         finish_reason: None,
         failure: Some(failure),
     };
-    Finished { prompt_idx, prompt, reply, gaps: Vec::new() }
+    Finished { prompt_idx, prompt, reply, gaps: Vec::new(), deadline_ms: None }
 }
 
 #[cfg(test)]

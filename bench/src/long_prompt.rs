@@ -191,7 +191,7 @@ async fn send_long_prompt(
         return failed(prompt_idx, prompt, (Failure::EndedEarly, message));
     }
     let gaps = streams.gaps_within(reply.sent, first_token);
-    Finished { prompt_idx, prompt, reply, gaps }
+    Finished { prompt_idx, prompt, reply, gaps, deadline_ms: None }
 }
 
 #[cfg(test)]

@@ -58,6 +58,10 @@ struct RunArgs {
     /// Bearer token, one for all servers or one each.
     #[arg(long = "api-key", env = "QUERN_BENCH_API_KEY", hide_env_values = true)]
     api_keys: Vec<String>,
+    /// A shell command for each server, in their order, that prepares it before each of its phases. Two names for
+    /// one address and two commands compare two settings of one process.
+    #[arg(long = "prepare", value_name = "COMMAND")]
+    prepare: Vec<String>,
     /// How often every server is measured at every level.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -295,6 +299,9 @@ fn servers_of(args: &RunArgs, workload: &Workload) -> Result<Vec<Server>, Troubl
     if !args.names.is_empty() && args.names.len() != args.urls.len() {
         return Err(Trouble::Usage("--name: give none or one for each --url".to_owned()));
     }
+    if !args.prepare.is_empty() && args.prepare.len() != args.urls.len() {
+        return Err(Trouble::Usage("--prepare: give none or one for each --url".to_owned()));
+    }
     for (flag, values) in [("--model", &args.models), ("--api-key", &args.api_keys)] {
         if values.len() > 1 && values.len() != args.urls.len() {
             return Err(Trouble::Usage(format!("{flag}: give none, one, or one for each --url")));
@@ -323,7 +330,8 @@ fn servers_of(args: &RunArgs, workload: &Workload) -> Result<Vec<Server>, Troubl
                 first.map_err(anyhow::Error::msg)?
             }
         };
-        servers.push(Server { name, url, model, api_key });
+        let prepare = args.prepare.get(idx).cloned().filter(|command| !command.is_empty());
+        servers.push(Server { name, url, model, api_key, prepare, headers: Vec::new() });
     }
     Ok(servers)
 }

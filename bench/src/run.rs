@@ -21,6 +21,10 @@ use crate::workload::{Amount, Load, Strictness, Workload};
 /// Prompts that one phase of a fixed duration may use before it meets the next one's.
 const PROMPTS_PER_PHASE: u64 = 10_000;
 
+/// Distance between the prompts of servers that share an address. A multiple of many lengths of lists, so that
+/// both are asked the same texts.
+const PROMPTS_APART: u64 = 1 << 32;
+
 /// What to run.
 #[derive(Debug)]
 pub struct RunPlan {
@@ -111,7 +115,9 @@ async fn run_plan(
                 let workload = &plan.workload;
                 let label =
                     format!("{}, round {} of {}, {}", level.label, round + 1, plan.rounds, server.name);
+                prepare(server, &label)?;
                 let (prompts, seed) = (&plan.prompts, plan.seed);
+                let first_prompt = first_prompt + PROMPTS_APART * twins_before(&plan.servers, server_idx);
                 let phase =
                     Phase { client: &client, server, workload, prompts, seed, first_prompt, progress };
                 let measured = run_phase(plan, phase, &level, label).await;
@@ -130,6 +136,21 @@ async fn run_plan(
         }
     }
     Ok(outcome)
+}
+
+/// How many earlier servers have the same address: to a server with two names prompts come only once, for else
+/// its cache would know the second name's.
+fn twins_before(servers: &[Server], idx: usize) -> u64 {
+    servers[..idx].iter().filter(|other| other.url == servers[idx].url).count() as u64
+}
+
+/// Runs a server's command, if it has one. The load rests meanwhile.
+fn prepare(server: &Server, label: &str) -> anyhow::Result<()> {
+    let Some(command) = &server.prepare else { return Ok(()) };
+    let done = std::process::Command::new("sh").args(["-c", command]).output()?;
+    let words = String::from_utf8_lossy(&done.stderr);
+    anyhow::ensure!(done.status.success(), "{label}: {command}: {}: {}", done.status, words.trim());
+    Ok(())
 }
 
 /// A level with its name.

@@ -6,6 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -168,6 +170,25 @@ pub struct Check {
     pub max_error_share: f64,
 }
 
+/// A time by which each answer should be there, told to the server in a header.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deadline {
+    /// The header's name; its value is a number of milliseconds.
+    pub header: String,
+    /// Shortest and longest; each request has one of its own in between.
+    pub ms: [u32; 2],
+}
+
+impl Deadline {
+    /// The deadline of a prompt: the same for every server.
+    pub fn ms_of(&self, seed: u64, prompt_idx: u64) -> u32 {
+        let mut random = ChaCha8Rng::seed_from_u64(!seed);
+        random.set_stream(prompt_idx);
+        random.random_range(self.ms[0]..=self.ms[1])
+    }
+}
+
 /// A workload, checked.
 #[derive(Debug, Clone)]
 pub struct Workload {
@@ -183,6 +204,8 @@ pub struct Workload {
     pub temperature: f64,
     /// Further fields of the request body, sent as they are.
     pub body: serde_json::Map<String, serde_json::Value>,
+    /// When answers should be there.
+    pub deadline: Option<Deadline>,
     /// Where prompts come from.
     pub prompts: PromptSource,
     /// How requests arrive.
@@ -210,6 +233,7 @@ struct RawWorkload {
     temperature: f64,
     #[serde(default)]
     body: serde_json::Map<String, serde_json::Value>,
+    deadline: Option<Deadline>,
     prompts: PromptSource,
     load: RawLoad,
     #[serde(default)]
@@ -292,6 +316,13 @@ impl Workload {
         if !(0.0..=1.0).contains(&raw.check.max_error_share) {
             return Err(place.error("check", "max_error_share", "must lie between 0 and 1"));
         }
+        if raw
+            .deadline
+            .as_ref()
+            .is_some_and(|deadline| deadline.ms[0] == 0 || deadline.ms[1] < deadline.ms[0])
+        {
+            return Err(place.error("deadline", "ms", "must be [shortest, longest], both above 0"));
+        }
         raw.prompts.validate().map_err(|(key, reason)| place.error("prompts", key, reason))?;
         let stall_timeout = place.seconds("stall_timeout_s", raw.load.stall_timeout_s)?;
         let request_timeout = place.seconds("request_timeout_s", raw.load.request_timeout_s)?;
@@ -302,6 +333,7 @@ impl Workload {
             max_tokens: raw.max_tokens,
             temperature: raw.temperature,
             body: raw.body,
+            deadline: raw.deadline,
             prompts: raw.prompts,
             warmup: raw.load.warmup,
             load: resolve_load(raw.load, &place)?,

@@ -161,7 +161,7 @@ fn plan(load: &str, check: &str, urls: &[String]) -> RunPlan {
         name: format!("s{idx}"),
         url: url.clone(),
         model: if idx == 0 { "m" } else { "odd" }.to_owned(),
-        api_key: None,
+        ..Server::default()
     };
     let servers = urls.iter().enumerate().map(server).collect();
     RunPlan { workload, prompts, long_prompts, servers, rounds: 1, seed: 1 }
@@ -173,6 +173,29 @@ fn outcome(load: &str, check: &str, urls: &[String]) -> (RunOutcome, bool) {
     let outcome = run(plan, Box::new(NoSink)).unwrap();
     let is_passed = outcome.is_passed(&workload);
     (outcome, is_passed)
+}
+
+#[test]
+fn a_server_is_prepared_before_each_of_its_phases() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let url = serve(stream_well);
+    let mut plan = plan(CLOSED, "non_empty = true", &[url.clone(), url]);
+    for server in &mut plan.servers {
+        server.prepare = Some(format!("echo {} >> {}", server.name, log.display()));
+    }
+    (plan.rounds, plan.servers[1].model) = (2, "m".to_owned());
+    let outcome = run(plan, Box::new(NoSink)).unwrap();
+    assert_eq!((outcome.num_failed, outcome.num_wrong), (0, 0));
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "s0\ns1\ns0\ns1\n");
+}
+
+#[test]
+fn a_run_ends_where_a_server_cannot_be_prepared() {
+    let mut plan = plan(CLOSED, "non_empty = true", &[serve(stream_well)]);
+    plan.servers[0].prepare = Some("echo no such policy >&2; exit 3".to_owned());
+    let error = run(plan, Box::new(NoSink)).unwrap_err().to_string();
+    assert!(error.contains("no such policy"), "{error}");
 }
 
 #[test]

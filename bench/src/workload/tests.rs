@@ -60,6 +60,18 @@ fn value_errors_name_line_and_key() {
 }
 
 #[test]
+fn deadlines_scatter_and_are_the_same_for_a_seed() {
+    let text = format!("{GOOD}\n[deadline]\nheader = \"X-Deadline\"\nms = [1000, 3000]\n");
+    let deadline = Workload::parse("probe.toml", &text, None).unwrap().deadline.unwrap();
+    let all: Vec<u32> = (0..1000).map(|idx| deadline.ms_of(7, idx)).collect();
+    assert_eq!(all, (0..1000).map(|idx| deadline.ms_of(7, idx)).collect::<Vec<_>>());
+    assert!(all.iter().all(|ms| (1000..=3000).contains(ms)));
+    let mean = all.iter().sum::<u32>() / 1000;
+    assert!((1900..2100).contains(&mean), "{mean}");
+    assert!(error_of(&text.replace("[1000, 3000]", "[0, 3]")).contains("line 17, key \"deadline.ms\""));
+}
+
+#[test]
 fn every_built_in_workload_can_be_used() {
     for name in builtin_names() {
         let workload = Workload::find(name).unwrap();

@@ -14,8 +14,9 @@ use wasmtime::EngineWeak;
 /// Time between two ticks.
 pub(crate) const PERIOD: Duration = Duration::from_micros(250);
 
-/// Ticks without a call after which the thread sleeps: 50 ms.
-const LINGER: u32 = 200;
+/// Ticks without a call after which the thread sleeps: 2 ms. Waking it costs a call
+/// some microseconds, and a tick costs the same, on a core that could compute.
+const LINGER: u32 = 8;
 
 /// How far the kernel may move a wake-up of the thread.
 #[cfg(target_os = "linux")]

@@ -62,6 +62,8 @@ pub struct PlanBuilder<'a> {
     running: &'a Running,
     plan: Plan,
     started: Vec<bool>,
+    /// By running row, whether it was told to rest; empty while none was.
+    resting: Vec<bool>,
     /// Rows of the step that are left, for anybody and for prefill.
     rows_left: u32,
     prefill_left: u32,
@@ -100,6 +102,7 @@ impl<'a> PlanBuilder<'a> {
             running,
             plan,
             started: Vec::new(),
+            resting: Vec::new(),
             rows_left: step.token_budget,
             prefill_left: prefill_left.min(step.token_budget),
             kv_left: step.kv_free,
@@ -186,6 +189,29 @@ impl<'a> PlanBuilder<'a> {
         }
     }
 
+    /// Leaves decoding rows out of this step, so that it has more time for prompts.
+    /// Comes before anybody is given their part, and has no effect later.
+    pub fn rest(&mut self, rows: impl IntoIterator<Item = usize>) {
+        for row in rows {
+            let decodes = self.running.prompt_left.get(row).is_some_and(|&left| left <= 1);
+            let is_open = !self.has_run && decodes && self.serves_running(row);
+            if is_open && !self.is_resting(row) {
+                self.resting.resize(self.running.len(), false);
+                self.resting[row] = true;
+                self.num_decoding -= 1;
+            }
+        }
+        if !self.has_run && !self.resting.is_empty() {
+            let has_long_prompt = || has_long_prompt(self.waiting, self.running, self.plan.adapter);
+            let prefill_left = prefill_rows(self.step, self.num_decoding, has_long_prompt);
+            self.prefill_left = prefill_left.min(self.step.token_budget);
+        }
+    }
+
+    fn is_resting(&self, row: usize) -> bool {
+        self.resting.get(row).is_some_and(|&resting| resting)
+    }
+
     /// Gives decoding rows one token each. If state runs out, the running row with
     /// the largest key makes room, and nobody starts. Called a second time, it
     /// changes nothing.
@@ -226,7 +252,7 @@ impl<'a> PlanBuilder<'a> {
     fn run_decoding(&mut self) -> bool {
         let left = self.rows_left.min(self.kv_left);
         let adapter = self.plan.adapter;
-        if self.num_decoding <= left && self.plan.preempt.is_empty() {
+        if self.num_decoding <= left && self.plan.preempt.is_empty() && self.resting.is_empty() {
             // The common case, for which there is no list and no order.
             let rows = self.running.prompt_left.iter().zip(&self.running.adapter);
             for (chunk, (&left, &of)) in self.plan.running_chunk.iter_mut().zip(rows) {
@@ -237,6 +263,7 @@ impl<'a> PlanBuilder<'a> {
             return false;
         }
         let mut rows: Vec<usize> = self.open_rows(|left| left <= 1).collect();
+        rows.retain(|&row| !self.is_resting(row));
         if rows.len() > left as usize {
             // A step too small for all streams is shared by turns, whatever the
             // order, so that no stream stands still for good.

@@ -14,6 +14,7 @@ enum Call {
     Prefill(usize),
     TryStart(usize),
     Pause(usize),
+    Rest(usize),
 }
 
 fn calls() -> impl Strategy<Value = Vec<Call>> {
@@ -23,6 +24,7 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
         (0..50usize).prop_map(Call::Prefill),
         (0..50usize).prop_map(Call::TryStart),
         (0..50usize).prop_map(Call::Pause),
+        (0..50usize).prop_map(Call::Rest),
     ];
     vec(call, 0..12)
 }
@@ -56,6 +58,7 @@ proptest! {
                 Call::Prefill(row) => drop(plan.prefill(row)),
                 Call::TryStart(row) => drop(plan.try_start(row)),
                 Call::Pause(row) => drop(plan.pause(row)),
+                Call::Rest(row) => plan.rest([row]),
             }
         }
         let plan = plan.finish();
@@ -145,6 +148,19 @@ fn prefill_takes_what_the_target_time_leaves() {
     plan.decode(|row| row);
     // 10 ms less 1 ms and four streams of 150 us leave 84 rows of 100 us.
     assert_eq!(plan.try_start(0), Start::Started(84));
+}
+
+#[test]
+fn streams_that_rest_leave_their_time_to_a_prompt() {
+    let step = Step { fixed_us: 1000, row_us: 100, output_us: 50, target_step_us: 10_000, ..step() };
+    let (waiting, running) = (table(&[(500, 0)]), decoding(4));
+    let mut plan = PlanBuilder::new(&step, &waiting, &running, None);
+    plan.rest([1, 3, 3, 9]);
+    plan.decode(|row| row);
+    // Too late for this step.
+    plan.rest([0]);
+    assert_eq!(plan.try_start(0), Start::Started(87));
+    assert_eq!(plan.finish().running_chunk, [1, 0, 1, 0]);
 }
 
 #[test]

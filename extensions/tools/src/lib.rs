@@ -11,13 +11,16 @@
 
 mod bench;
 mod build;
+mod chart;
 mod check;
 mod costs;
+mod fit;
 mod fuzz;
 mod opened;
 pub mod record;
 mod replay;
 mod scaffold;
+mod scale;
 pub mod simulate;
 mod stats;
 
@@ -29,9 +32,11 @@ pub use bench::{BenchArgs, Measured, bench as measure};
 pub use build::{BuildArgs, build};
 pub use check::{CheckArgs, Checked, check};
 pub use costs::{Costs, Fit};
+pub use fit::FitArgs;
 pub use opened::OpenArgs;
 pub use replay::{Compared, ReplayArgs, replay};
 pub use scaffold::{Kind, NewArgs, create};
+pub use scale::{ScaleArgs, Scaled, scale};
 pub use simulate::SimulateArgs;
 
 /// `quern policy`.
@@ -57,6 +62,10 @@ pub enum PolicyCommand {
     Simulate(Box<SimulateArgs>),
     /// Ask a policy what recorded steps were asked, and compare.
     Replay(ReplayArgs),
+    /// Fit what steps cost to a table of steps.
+    Fit(FitArgs),
+    /// Let an autoscaler see to the workers of a made-up hour.
+    Scale(ScaleArgs),
 }
 
 /// Runs a command; what it has to say goes to standard output. The exit code is
@@ -71,6 +80,8 @@ pub fn run(args: PolicyArgs) -> ExitCode {
         PolicyCommand::Bench(args) => bench::run(&args),
         PolicyCommand::Simulate(args) => simulate::run(&args),
         PolicyCommand::Replay(args) => replay::run(&args),
+        PolicyCommand::Fit(args) => fit::run(&args),
+        PolicyCommand::Scale(args) => scale::run(&args),
     };
     match done {
         Ok(Outcome::Well) => ExitCode::SUCCESS,

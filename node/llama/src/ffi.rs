@@ -108,6 +108,19 @@ pub(crate) fn version() -> String {
     unsafe { text(sys::llama_version()) }
 }
 
+/// Hands memory that was freed back to the system, as far as the allocator can:
+/// glibc keeps what many threads allocated and freed, and loading frees much.
+pub(crate) fn release_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        // SAFETY: glibc's own, with this signature; safe to call at any time from any thread.
+        unsafe { malloc_trim(0) };
+    }
+}
+
 /// Entries in a list of shares of devices.
 pub(crate) fn max_devices() -> usize {
     // SAFETY: returns a constant.
@@ -145,6 +158,8 @@ impl Drop for Model {
         // SAFETY: created by `Model::load`, freed only here. Each session holds a
         // share of its model, and drops its context and adapters before it.
         unsafe { sys::llama_model_free(self.handle.as_ptr()) }
+        // A node that goes without a model for a while should be as small as it looks.
+        release_freed_memory();
     }
 }
 

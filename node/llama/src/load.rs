@@ -180,6 +180,7 @@ impl LlamaModel {
             });
         };
         let info = ModelInfo::read(&session, &lines, self.threads, self.widened_bytes);
+        ffi::release_freed_memory();
         Ok((session, info))
     }
 

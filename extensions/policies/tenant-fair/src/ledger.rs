@@ -27,6 +27,8 @@ struct Account {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     output_weight: u64,
+    /// How far behind all others whoever comes back may be.
+    credit: u64,
     /// By tenant.
     accounts: Vec<Account>,
     /// Id and tokens drawn of those that ran in the snapshot before, in its order.
@@ -36,8 +38,8 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn with_output_weight(output_weight: u64) -> Ledger {
-        Ledger { output_weight, ..Ledger::default() }
+    pub(crate) fn new(output_weight: u64, credit: u64) -> Ledger {
+        Ledger { output_weight, credit, ..Ledger::default() }
     }
 
     /// What a tenant was served.
@@ -102,12 +104,13 @@ impl Ledger {
         self.drawn.extend(running.id.iter().copied().zip(running.generated.iter().copied()));
     }
 
-    /// Whoever comes back has no claim from the time that it was away.
+    /// Whoever comes back has no claim from the time that it was away, but for the
+    /// credit: a tenant that asks for little now and then goes before a flood.
     fn lift(&mut self) {
         let stayed = self.accounts.iter().filter(|account| account.is_active && account.was_active);
         let Some(floor) = stayed.map(|account| account.served).min() else { return };
         for account in self.accounts.iter_mut().filter(|account| account.is_active && !account.was_active) {
-            account.served = account.served.max(floor);
+            account.served = account.served.max(floor.saturating_sub(self.credit));
         }
     }
 

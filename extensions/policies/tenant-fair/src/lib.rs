@@ -9,7 +9,11 @@
 //! way, however much it sends; and no capacity is left idle for it.
 //!
 //! Beyond the paper: a tenant without its share of places does not wait until one
-//! of a greedy tenant's answers ends; the greedy tenant's youngest is paused.
+//! of a greedy tenant's answers ends; the greedy tenant's youngest is paused. And
+//! while a prompt of whoever was served least is computed, a greedy tenant's streams
+//! rest by turns, for else they would take the time that it needs. Whoever comes back
+//! keeps a small claim, about a request's worth, so that it does not stand in line
+//! with the flood for each of its few requests.
 #![deny(missing_docs)]
 
 use std::collections::VecDeque;
@@ -20,25 +24,33 @@ mod ledger;
 
 use ledger::Ledger;
 
+/// Weighted tokens that whoever comes back may be behind the others: a request or two.
+const CREDIT: u32 = 512;
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct TenantFair {
     turns: AdapterTurns,
     ledger: Ledger,
     preempts: bool,
+    rests: bool,
 }
 
 impl Default for TenantFair {
     fn default() -> Self {
-        TenantFair { turns: AdapterTurns::default(), ledger: Ledger::with_output_weight(2), preempts: true }
+        let ledger = Ledger::new(2, CREDIT.into());
+        TenantFair { turns: AdapterTurns::default(), ledger, preempts: true, rests: true }
     }
 }
 
 impl Policy for TenantFair {
     fn init(&mut self, saved: Option<&[u8]>) -> Result<(), String> {
         let mut settings = Settings::default();
-        self.ledger = Ledger::with_output_weight(settings.number("output-weight", 2, 0..=1000));
+        let output_weight = settings.number("output-weight", 2, 0..=1000);
+        self.ledger =
+            Ledger::new(output_weight, settings.number("credit-tokens", CREDIT, 0..=1_000_000).into());
         self.preempts = settings.flag("preempt", true);
+        self.rests = settings.flag("rest", true);
         self.turns = AdapterTurns::with_quantum(settings.number("quantum-steps", 16, 1..=100_000));
         settings.done()?;
         self.ledger.restore(saved.unwrap_or_default());
@@ -55,8 +67,10 @@ impl SchedulerPolicy for TenantFair {
         self.ledger.settle(waiting, running);
         let queues = Queues::new(waiting, &self.ledger);
         let (ledger, preempts) = (&self.ledger, self.preempts);
+        let resting = if self.rests { resting(step, running, &queues, ledger) } else { Vec::new() };
         let plan = self.turns.plan(step, waiting, running, |plan| {
             let of_running = |row: usize| (ledger.served(running.tenant[row]), running.id[row]);
+            plan.rest(resting.iter().copied());
             plan.decode(of_running);
             let mut begun = plan.prefilling();
             begun.sort_by_key(|&row| of_running(row));
@@ -72,6 +86,39 @@ impl SchedulerPolicy for TenantFair {
         self.ledger.charge(waiting, &plan);
         Ok(Some(plan))
     }
+}
+
+/// Streams that stand still in this step, for the prompt of somebody who was served
+/// less: all but one, by turns, of those of a tenant beyond its share of places.
+fn resting(step: &Step, running: &Running, queues: &Queues, ledger: &Ledger) -> Vec<usize> {
+    // Streams of each tenant, and none yet of those who only wait.
+    let mut streams: Vec<(u32, Vec<usize>)> =
+        queues.queues.iter().map(|queue| (queue.tenant, Vec::new())).collect();
+    let waiting = queues.queues.iter().map(|queue| (queue.served, queue.tenant)).min();
+    let mut first = waiting;
+    for (row, &tenant) in running.tenant.iter().enumerate() {
+        let place = streams.iter().position(|&(other, _)| other == tenant).unwrap_or_else(|| {
+            streams.push((tenant, Vec::new()));
+            streams.len() - 1
+        });
+        if running.decodes(row) {
+            streams[place].1.push(row);
+        } else {
+            let begun = Some((ledger.served(tenant), tenant));
+            first = if first.is_none() { begun } else { first.min(begun) };
+        }
+    }
+    let Some((least, first)) = first else { return Vec::new() };
+    let share = (step.max_running as usize / streams.len()).max(1);
+    let mut resting = Vec::new();
+    for (tenant, rows) in &mut streams {
+        if rows.len() > share && *tenant != first && ledger.served(*tenant) > least {
+            let turn = step.seq % rows.len() as u64;
+            rows.rotate_left(turn as usize);
+            resting.extend_from_slice(&rows[1..]);
+        }
+    }
+    resting
 }
 
 /// Bits of a row's number in a sort key; more rows than that are not looked at.

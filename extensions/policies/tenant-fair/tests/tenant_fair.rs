@@ -3,9 +3,10 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use quern_policy_sdk::Policy;
+use quern_policy_sdk::prelude::{NO_DEADLINE, Step};
 use quern_policy_tenant_fair::TenantFair;
 use quern_policy_testing::rig::{Arrival, Rig, Served, percentile};
-use quern_policy_testing::{plan_of, snapshots};
+use quern_policy_testing::{Snapshot, plan_of, snapshots};
 
 proptest! {
     #[test]
@@ -63,6 +64,70 @@ fn a_flood_from_one_tenant_leaves_the_others_their_pace() {
 }
 
 #[test]
+fn a_greedy_tenants_streams_rest_by_turns_while_anothers_prompt_is_computed() {
+    let mut snapshot = snapshot_of(&[(1, 1); 8], &[2]);
+    let mut policy = TenantFair::default();
+    // What the streams drew so far is charged to the greedy one.
+    let mut drawn = [0; 8];
+    for seq in 0..8 {
+        snapshot.step.seq = seq;
+        let plan = plan_of(&mut policy, &snapshot);
+        assert!(plan.admit == [0] && plan.preempt.is_empty(), "{plan:?}");
+        assert_eq!(plan.running_chunk.iter().sum::<u32>(), 1, "one goes on");
+        drawn.iter_mut().zip(&plan.running_chunk).for_each(|(drawn, &chunk)| *drawn += chunk);
+        snapshot.running.generated = drawn.map(|drawn| drawn + 1).to_vec();
+    }
+    assert_eq!(drawn, [1; 8]);
+    // With nobody else there is nobody to rest for.
+    let alone = snapshot_of(&[(1, 1); 8], &[]);
+    assert_eq!(plan_of(&mut policy, &alone).running_chunk, [1; 8]);
+}
+
+/// Those who run with tenant and what is left of their prompt, and tenants who wait.
+fn snapshot_of(running: &[(u32, u32)], waiting: &[u32]) -> Snapshot {
+    let step = Step {
+        token_budget: 512,
+        max_running: 10,
+        kv_free: 10_000,
+        fixed_us: 1000,
+        row_us: 100,
+        output_us: 50,
+        target_step_us: 10_000,
+        mixes_adapters: true,
+        ..Step::default()
+    };
+    let mut snapshot = Snapshot { step, ..Snapshot::default() };
+    for (row, &(tenant, left)) in running.iter().enumerate() {
+        let table = &mut snapshot.running;
+        table.id.push(row as u64 + 1);
+        table.prompt_left.push(left);
+        table.generated.push(1);
+        table.max_new.push(64);
+        table.kv.push(50);
+        table.slack_us.push(NO_DEADLINE);
+        table.priority.push(128);
+        table.tenant.push(tenant);
+        table.adapter.push(0);
+    }
+    for (row, &tenant) in waiting.iter().enumerate() {
+        let table = &mut snapshot.waiting;
+        table.id.push(row as u64 + 100);
+        table.age_us.push(0);
+        table.prompt_left.push(50);
+        table.cached.push(0);
+        table.pending.push(0);
+        table.kv_need.push(50);
+        table.max_new.push(8);
+        table.slack_us.push(NO_DEADLINE);
+        table.priority.push(128);
+        table.tenant.push(tenant);
+        table.adapter.push(0);
+        table.adapter_tier.push(2);
+    }
+    snapshot
+}
+
+#[test]
 fn two_who_want_all_get_half_each() {
     let mut rig = Rig::default();
     rig.step.max_running = 2;
@@ -86,13 +151,13 @@ fn idling_saves_up_no_claim() {
     rig.step.max_running = 1;
     // Tenant 1 works alone for a while; tenant 2 comes late with a flood.
     let early = (0..100).map(|n| Arrival { at_us: n * 20_000, tenant: 1, new: 4, ..Arrival::default() });
-    let late = (0..100).map(|_| Arrival { at_us: 2_000_000, tenant: 2, new: 4, ..Arrival::default() });
-    let same = (0..100).map(|_| Arrival { at_us: 2_000_000, tenant: 1, new: 4, ..Arrival::default() });
+    let late = (0..400).map(|_| Arrival { at_us: 2_000_000, tenant: 2, new: 4, ..Arrival::default() });
+    let same = (0..400).map(|_| Arrival { at_us: 2_000_000, tenant: 1, new: 4, ..Arrival::default() });
     let arrivals: Vec<Arrival> = early.chain(late).chain(same).collect();
     let served = rig.serve(&mut TenantFair::default(), &arrivals);
     let last =
         |rows: std::ops::Range<usize>| served[rows].iter().filter_map(|row| row.total_us).max().unwrap();
-    let (two, one) = (last(100..200), last(200..300));
+    let (two, one) = (last(100..500), last(500..900));
     assert!(one.abs_diff(two) * 10 < one.max(two), "{one} us and {two} us");
 }
 

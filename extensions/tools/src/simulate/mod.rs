@@ -8,6 +8,7 @@ mod contender;
 mod node;
 mod plot;
 mod served;
+mod timeline;
 mod trace;
 
 use std::path::PathBuf;
@@ -70,6 +71,9 @@ pub struct SimulateArgs {
     /// Draw the comparison.
     #[arg(long, value_name = "FILE.svg")]
     pub svg: Option<PathBuf>,
+    /// Draw what batchers and admission policies decided over time.
+    #[arg(long, value_name = "FILE.svg")]
+    pub over_time: Option<PathBuf>,
     /// Record the steps; wants one policy only.
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
@@ -138,6 +142,8 @@ pub struct Report {
     pub alone: Vec<Alone>,
     /// What failed in policies' calls, with the policy's name.
     pub faults: Vec<String>,
+    #[serde(skip)]
+    over_time: Vec<timeline::Timeline>,
 }
 
 /// The 95th percentile of the time to first token of all but a flooding tenant.
@@ -155,6 +161,10 @@ pub(crate) fn run(args: &SimulateArgs) -> anyhow::Result<Outcome> {
     let report = simulate(args)?;
     if let Some(path) = &args.svg {
         plot::draw(path, &report).with_context(|| format!("{} cannot be drawn", path.display()))?;
+    }
+    if let Some(path) = &args.over_time {
+        timeline::draw(path, &report.title, &report.over_time)
+            .with_context(|| format!("{} cannot be drawn", path.display()))?;
     }
     if args.json {
         print_json(&report)?;
@@ -198,6 +208,7 @@ pub fn simulate(args: &SimulateArgs) -> anyhow::Result<Report> {
         policies: Vec::new(),
         alone: Vec::new(),
         faults: Vec::new(),
+        over_time: Vec::new(),
     };
     let engine = opened::engine(false)?;
     let progress = ProgressBar::new(args.policies.len() as u64).with_message("simulating");
@@ -215,6 +226,7 @@ pub fn simulate(args: &SimulateArgs) -> anyhow::Result<Report> {
             report.faults.extend(faults);
         }
         report.policies.push(Summary::new(&contender.name, &trace, &served));
+        report.over_time.push(timeline::Timeline::new(&contender.name, &trace, &served, &config));
         if let Some(flooder) = flooder {
             // A fresh instance: what it learned from the flood is not to help it.
             let mut contender = Contender::new(&engine, named, &args.open)?;

@@ -52,6 +52,10 @@ pub(crate) struct Served {
     pub(crate) now_us: u64,
     busy_us: u64,
     gaps_us: Vec<f64>,
+    /// When each of them ended.
+    gap_ends_us: Vec<u64>,
+    /// When the batcher's limits changed: the longest step in microseconds, sequences that may run.
+    pub(super) tuned: Vec<(u64, u32, u32)>,
     /// Tokens by tenant up to the last arrival, while all still compete.
     tokens: Vec<f64>,
     last_arrival_us: u64,
@@ -105,6 +109,7 @@ impl Served {
             keep(&mut self.recent_ttft, ttft_us as f64);
         } else {
             self.gaps_us.push((now_us - request.last_token_us) as f64);
+            self.gap_ends_us.push(now_us);
         }
         request.last_token_us = now_us;
         self.computed(idx, 1, now_us);
@@ -132,6 +137,11 @@ impl Served {
 
     pub(super) fn take_untold(&mut self) -> Vec<usize> {
         std::mem::take(&mut self.untold)
+    }
+
+    /// Times between two tokens of a stream, with when they ended.
+    pub(super) fn gaps(&self) -> impl Iterator<Item = (u64, f64)> {
+        self.gap_ends_us.iter().copied().zip(self.gaps_us.iter().copied())
     }
 
     pub(super) fn recent_step_us(&self, share: f64) -> u32 {
