@@ -21,7 +21,7 @@ use crate::workload::{Amount, Load, Strictness, Workload};
 /// Prompts that one phase of a fixed duration may use before it meets the next one's.
 const PROMPTS_PER_PHASE: u64 = 10_000;
 
-/// Distance between the prompts of servers that share an address. A multiple of many lengths of lists, so that
+/// Distance between the prompts of two settings of one server. A multiple of many lengths of lists, so that
 /// both are asked the same texts.
 const PROMPTS_APART: u64 = 1 << 32;
 
@@ -138,10 +138,11 @@ async fn run_plan(
     Ok(outcome)
 }
 
-/// How many earlier servers have the same address: to a server with two names prompts come only once, for else
-/// its cache would know the second name's.
+/// How many earlier settings of the same server there are: each prompt comes only once to a server that is
+/// prepared anew, for else its cache would know the next setting's.
 fn twins_before(servers: &[Server], idx: usize) -> u64 {
-    servers[..idx].iter().filter(|other| other.url == servers[idx].url).count() as u64
+    let is_twin = |other: &&Server| other.prepare.is_some() && other.url == servers[idx].url;
+    servers[..idx].iter().filter(is_twin).count() as u64
 }
 
 /// Runs a server's command, if it has one. The load rests meanwhile.
