@@ -254,16 +254,18 @@ fn demand(at_s: f64) -> f64 {
 
 /// Arrivals in a second at a rate.
 fn poisson(random: &mut ChaCha8Rng, rate: f64) -> u32 {
+    if rate <= 0.0 {
+        return 0;
+    }
     let mut passed_s = 0.0;
     let mut arrived = 0;
-    while rate > 0.0 {
+    loop {
         passed_s += -(1.0 - random.random::<f64>()).ln() / rate;
         if passed_s >= 1.0 {
-            break;
+            return arrived;
         }
         arrived += 1;
     }
-    arrived
 }
 
 #[cfg(test)]

@@ -301,7 +301,7 @@ mod tests {
         let mapped = mapped_ranges(maps, 77);
         assert_eq!(mapped, [0x3000..0x5000, 0x6000..0x7000]);
         assert_eq!(gaps(mapped, 0x8000), [0..0x3000, 0x5000..0x6000, 0x7000..0x8000]);
-        assert_eq!(gaps(vec![], 5), [0..5]);
+        assert!(matches!(gaps(vec![], 5).as_slice(), [all] if *all == (0..5)));
         assert!(gaps(vec![0..0x8000, 0..0x1000], 0x7001).is_empty());
     }
 
