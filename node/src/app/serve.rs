@@ -165,7 +165,7 @@ impl Running {
             config.scheduler.to_scheduler(),
             parts,
             took,
-            Box::new(move |cancelled| engines.parts(cancelled).map_err(|error| StartError::from(error))),
+            Box::new(move |cancelled| engines.parts(cancelled).map_err(StartError::from)),
         )?;
         let recent = Arc::new(Recent::default());
         let served = Arc::new(Model {
