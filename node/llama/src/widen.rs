@@ -117,7 +117,7 @@ pub(crate) fn widen(path: &Path, threads: u32) -> Result<Option<Widened>, WidenE
     file.set_len(end(&to))?;
     file.write_all_at(&header, 0)?;
 
-    let pairs: Vec<_> = in_place_first(from.tensors()).zip(&to.tensors).collect();
+    let pairs: Vec<_> = in_place_first(from.tensors()).into_iter().zip(&to.tensors).collect();
     let next = AtomicUsize::new(0);
     let work = || -> Result<(), WidenError> {
         let mut buffers = Buffers::default();
@@ -133,11 +133,17 @@ pub(crate) fn widen(path: &Path, threads: u32) -> Result<Option<Widened>, WidenE
     Ok(Some(Widened { file, added_bytes }))
 }
 
-/// The tensors in the order of the widened file.
-fn in_place_first(tensors: &[TensorInfo]) -> impl Iterator<Item = &TensorInfo> {
-    use TensorType::{F16, F32, Q5_0, Q8_0};
-    let in_place = |tensor: &&TensorInfo| matches!(tensor.kind, F32 | F16 | Q5_0 | Q8_0);
-    tensors.iter().filter(in_place).chain(tensors.iter().filter(move |tensor| !in_place(tensor)))
+/// The tensors in the order of the widened file: first what every CPU uses as it
+/// lies, last what all rearrange, so that either end can be unmapped.
+fn in_place_first(tensors: &[TensorInfo]) -> Vec<&TensorInfo> {
+    use TensorType::{IQ4_NL, Q2_K, Q3_K, Q4_0, Q4_K, Q5_K, Q6_K};
+    let mut ordered: Vec<_> = tensors.iter().collect();
+    ordered.sort_by_key(|tensor| match tensor.kind {
+        Q3_K | Q5_K | Q6_K => 1,
+        Q2_K | Q4_0 | Q4_K | IQ4_NL => 2,
+        _ => 0,
+    });
+    ordered
 }
 
 /// A multiple of every page size that Linux runs with: a part of a page is not
@@ -274,7 +280,7 @@ mod tests {
         let after = Gguf::open(&copy).unwrap();
         assert_eq!(before.metadata(), after.metadata());
         let mut num_widened = 0;
-        for (old, new) in in_place_first(before.tensors()).zip(after.tensors()) {
+        for (old, new) in in_place_first(before.tensors()).into_iter().zip(after.tensors()) {
             assert_eq!((&old.name, &old.shape), (&new.name, &new.shape));
             let mut expected = before.read_tensor(old).unwrap();
             if old.kind == TensorType::Q5_0 {
