@@ -184,8 +184,8 @@ fn aliases(ours: &str, model_id: &str, load: &Load) -> String {
         writeln!(out, "{name}{{{labels}{comma}{more}}} {value}").expect("a string takes all");
     };
     put("vllm:num_requests_running", "gauge", "", load.running as f64);
-    // Ours are queued first and waiting once they are sequences; theirs wait in both cases.
-    put("vllm:num_requests_waiting", "gauge", "", (load.queued + load.waiting) as f64);
+    // A request is queued until it starts, also once its sequences wait; paused ones only wait.
+    put("vllm:num_requests_waiting", "gauge", "", load.queued.max(load.waiting) as f64);
     // What live requests hold: a cached prefix gives way when room is needed.
     let used = load.kv_live as f64 / load.kv_capacity.max(1) as f64;
     put("vllm:kv_cache_usage_perc", "gauge", "", used);
@@ -284,7 +284,7 @@ mod tests {
             check(&text, &format!("{name}{{model_name=\"a \\\"model\\\"\",engine=\"0\"{more}}} {value}"));
         };
         with("vllm:num_requests_running", "", "4");
-        with("vllm:num_requests_waiting", "", "5");
+        with("vllm:num_requests_waiting", "", "3");
         with("vllm:kv_cache_usage_perc", "", "0.5");
         with("vllm:cache_config_info", ",block_size=\"16\",num_gpu_blocks=\"10\"", "1");
         with("vllm:prompt_tokens_total", "", "10");

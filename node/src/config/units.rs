@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-/// A span of time: a whole number with `ms`, `s`, `m` or `h`.
+/// A span of time: a whole number with `us`, `ms`, `s`, `m` or `h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
@@ -15,7 +15,8 @@ pub struct Span(pub Duration);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub usize);
 
-const SPAN_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const SPAN_UNITS: [(&str, u64); 5] =
+    [("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000), ("us", 1)];
 const BYTE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("", 1)];
 
 impl FromStr for Span {
@@ -23,7 +24,7 @@ impl FromStr for Span {
 
     fn from_str(text: &str) -> Result<Span, String> {
         let what = "a duration such as 250ms, 30s, 5m or 1h";
-        parse(text, &SPAN_UNITS, what).map(|ms| Span(Duration::from_millis(ms)))
+        parse(text, &SPAN_UNITS, what).map(|us| Span(Duration::from_micros(us)))
     }
 }
 
@@ -58,7 +59,10 @@ fn show(f: &mut fmt::Formatter<'_>, number: u64, units: &[(&str, u64)]) -> fmt::
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        show(f, u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX), &SPAN_UNITS)
+        if self.0.is_zero() {
+            return f.write_str("0ms");
+        }
+        show(f, u64::try_from(self.0.as_micros()).unwrap_or(u64::MAX), &SPAN_UNITS)
     }
 }
 
@@ -129,6 +133,8 @@ mod tests {
             assert_eq!(text.parse::<Span>(), Ok(Span(Duration::from_millis(ms))));
             assert_eq!(Span(Duration::from_millis(ms)).to_string(), text);
         }
+        assert_eq!("500us".parse::<Span>(), Ok(Span(Duration::from_micros(500))));
+        assert_eq!(Span(Duration::from_micros(1500)).to_string(), "1500us");
         for (text, bytes) in [("0", 0), ("100", 100), ("64KiB", 65_536), ("8MiB", 8 << 20), ("3GiB", 3 << 30)]
         {
             assert_eq!(text.parse::<Bytes>(), Ok(Bytes(bytes)));

@@ -27,7 +27,8 @@ pub fn node_load(workers: &Workers, recent: &Recent, started: Instant) -> NodeLo
     let micros = |value: Duration| u32::try_from(value.as_micros()).unwrap_or(u32::MAX);
     NodeLoad {
         now_us: started.elapsed().as_micros() as u64,
-        waiting: number(load.waiting + load.queued),
+        // What waits to start is queued too, what was paused is not.
+        waiting: number(load.waiting.max(load.queued)),
         waiting_tokens: pace.waiting_tokens,
         running: number(load.running),
         kv_free: number(kv_capacity.saturating_sub(load.kv_live)),
