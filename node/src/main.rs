@@ -32,9 +32,7 @@ fn main() -> ExitCode {
         Ok(Cli { command: Command::Check(args) }) => check(&args),
         Ok(Cli { command: Command::Policy(args) }) => match args.command {
             PolicyCommand::Record(args) => record(&args).map_err(failed),
-            PolicyCommand::Tools(command) => {
-                return quern_policy_tools::run(quern_policy_tools::PolicyArgs { command });
-            }
+            PolicyCommand::Tools(command) => return quern_policy_tools::run(command),
         },
         Ok(Cli { command: Command::Adapter(args) }) => return adapters::adapter(&args, &Ggml),
         Ok(Cli { command: Command::Quantize(args) }) => return adapters::quantize(&args, &Ggml),

@@ -74,19 +74,12 @@ pub struct Policies {
 }
 
 impl Policies {
-    /// Loads what the configuration names. Blocks while it is compiled.
+    /// Loads what the configuration names, with room for so many step loops. Blocks
+    /// while it is compiled.
     ///
     /// # Errors
     /// [`PoliciesError`] for the first that cannot serve.
-    pub fn start(places: &[Place]) -> Result<Policies, PoliciesError> {
-        Policies::start_for(places, 1)
-    }
-
-    /// As [`Policies::start`], with room for so many step loops.
-    ///
-    /// # Errors
-    /// As for [`Policies::start`].
-    pub fn start_for(places: &[Place], max_step_loops: u32) -> Result<Policies, PoliciesError> {
+    pub fn start(places: &[Place], max_step_loops: u32) -> Result<Policies, PoliciesError> {
         let defaults = EngineSettings::default();
         let wanted = instances(places.len(), max_step_loops);
         let settings = EngineSettings { max_instances: wanted.max(defaults.max_instances), ..defaults };
@@ -237,14 +230,14 @@ mod tests {
         let file = folder.path().join("broken.wasm");
         std::fs::write(&file, b"\0asm broken").unwrap();
         let place = Place { settings: Settings::named("first"), file: Some(file.clone()), watch: false };
-        let told = Policies::start(&[place]).err().expect("it is no policy").to_string();
+        let told = Policies::start(&[place], 1).err().expect("it is no policy").to_string();
         assert!(told.contains("`first`") && told.contains(&*file.to_string_lossy()), "{told}");
     }
 
     #[tokio::test]
     async fn an_empty_place_has_no_opinion() {
         let place = Place { settings: Settings::named("main"), file: None, watch: true };
-        let policies = Policies::start(&[place]).unwrap();
+        let policies = Policies::start(&[place], 1).unwrap();
         assert!(!policies.admits());
         let (request, load) = (AdmissionRequest::default(), NodeLoad::default());
         assert!(policies.decide(request, load, |_| Ok(())).await.is_none());

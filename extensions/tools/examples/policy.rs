@@ -9,10 +9,10 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "policy", about = "The author's tools for policies.")]
 struct Cli {
-    #[command(flatten)]
-    policy: quern_policy_tools::PolicyArgs,
+    #[command(subcommand)]
+    command: quern_policy_tools::PolicyCommand,
 }
 
 fn main() -> ExitCode {
-    quern_policy_tools::run(Cli::parse().policy)
+    quern_policy_tools::run(Cli::parse().command)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use plotters::prelude::*;
 
 /// Told apart by people who do not see all colours too.
-const COLOURS: [RGBColor; 6] = [
+pub(crate) const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),

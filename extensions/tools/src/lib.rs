@@ -26,7 +26,7 @@ mod stats;
 
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 
 pub use bench::{BenchArgs, Measured, bench as measure};
 pub use build::{BuildArgs, build};
@@ -39,15 +39,7 @@ pub use scaffold::{Kind, NewArgs, create};
 pub use scale::{ScaleArgs, Scaled, scale};
 pub use simulate::SimulateArgs;
 
-/// `quern policy`.
-#[derive(Debug, Args)]
-pub struct PolicyArgs {
-    /// What to do.
-    #[command(subcommand)]
-    pub command: PolicyCommand,
-}
-
-/// What can be done with policies.
+/// `quern policy`: what can be done with policies.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
     /// Begin a policy: a crate that builds and passes its test.
@@ -72,8 +64,8 @@ pub enum PolicyCommand {
 /// 0 if all is well, 1 if something is wrong with what was looked at or with the
 /// machine, and 64 if the command makes no sense.
 #[must_use]
-pub fn run(args: PolicyArgs) -> ExitCode {
-    let done = match args.command {
+pub fn run(command: PolicyCommand) -> ExitCode {
+    let done = match command {
         PolicyCommand::New(args) => scaffold::run(&args),
         PolicyCommand::Build(args) => build::run(&args),
         PolicyCommand::Check(args) => check::run(&args),

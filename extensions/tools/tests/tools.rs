@@ -9,23 +9,23 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use common::{DEEP, Guest, NO_OPINION, THIRD, guest, plan_of};
 use quern_extensions::Hook;
-use quern_policy_tools::{BenchArgs, BuildArgs, CheckArgs, Checked, PolicyArgs, PolicyCommand};
+use quern_policy_tools::{BenchArgs, BuildArgs, CheckArgs, Checked, PolicyCommand};
 use quern_scheduler::plan::Plan;
 use tempfile::TempDir;
 
 #[derive(Parser)]
 struct Cli {
-    #[command(flatten)]
-    policy: PolicyArgs,
+    #[command(subcommand)]
+    command: PolicyCommand,
 }
 
 fn command(line: &[&str]) -> PolicyCommand {
-    Cli::parse_from([&["quern"], line].concat()).policy.command
+    Cli::parse_from([&["quern"], line].concat()).command
 }
 
 /// Exit codes have no values to compare, but they can be shown.
 fn exit_code(line: &[&str]) -> String {
-    format!("{:?}", quern_policy_tools::run(PolicyArgs { command: command(line) }))
+    format!("{:?}", quern_policy_tools::run(command(line)))
 }
 
 fn code(code: u8) -> String {

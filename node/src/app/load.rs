@@ -102,7 +102,7 @@ pub(super) fn load(app: &App, cancelled: &AtomicBool) -> Result<Loaded, LoadErro
 }
 
 fn load_policies(config: &Config) -> Result<Policies, LoadError> {
-    let policies = Policies::start_for(&config.places(), config.workers.max)?;
+    let policies = Policies::start(&config.places(), config.workers.max)?;
     let Some(folder) = &config.recording.folder else { return Ok(policies) };
     let recordings = Recordings::in_folder(folder, config.recording.max_bytes.0 as u64)?;
     if config.recording.from_start {

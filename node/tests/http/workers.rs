@@ -420,8 +420,7 @@ async fn a_policy_drives_the_node_to_zero_and_back() {
     // A busy machine may take longer than usual for a call; that is not judged here.
     place.deadlines.autoscaler = Duration::from_secs(5);
     let place = Place { settings: place, file: Some(file), watch: false };
-    let policies =
-        tokio::task::spawn_blocking(move || Policies::start_for(&[place], 2)).await.unwrap().unwrap();
+    let policies = tokio::task::spawn_blocking(move || Policies::start(&[place], 2)).await.unwrap().unwrap();
 
     let fate = Arc::new(Fate::default());
     let server = serve(settings(0, 1, 2), &fate).await;

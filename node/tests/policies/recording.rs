@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::Parser;
 use quern::policies::recordings::Recordings;
 use quern_policy_tools::record::{Judged, Reader, Recording, Step};
-use quern_policy_tools::{PolicyArgs, PolicyCommand, ReplayArgs, replay};
+use quern_policy_tools::{PolicyCommand, ReplayArgs, replay};
 use serde_json::{Value, json};
 
 use crate::setting::{built, place, policies};
@@ -24,12 +24,12 @@ pub fn settled(recording: &Recording) -> Vec<Step> {
 
 #[derive(Parser)]
 struct Words {
-    #[command(flatten)]
-    policy: PolicyArgs,
+    #[command(subcommand)]
+    command: PolicyCommand,
 }
 
 fn replay_args(recording: &str, policy: &str) -> ReplayArgs {
-    match Words::parse_from(["quern", "replay", recording, "--policy", policy]).policy.command {
+    match Words::parse_from(["quern", "replay", recording, "--policy", policy]).command {
         PolicyCommand::Replay(args) => args,
         other => panic!("{other:?}"),
     }

@@ -6,17 +6,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use crate::chart::COLOURS;
 use crate::simulate::Report;
-
-/// Told apart by people who do not see all colours too.
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-];
 
 const PANEL_SIZE: (u32, u32) = (330, 300);
 const TITLE_HEIGHT: u32 = 56;
