@@ -11,17 +11,18 @@ use crate::workload::{Check, Strictness};
 pub struct Verdict {
     /// Why the answer is wrong; none if it is good.
     pub wrong: Option<String>,
-    /// Whether it contains the expected answer; none if the workload does not ask.
-    pub as_expected: Option<bool>,
+    /// How many lines of the expected answer it has, of how many; none if the workload does not ask.
+    pub as_expected: Option<(u64, u64)>,
 }
 
 /// Judges the answer of a request that did not fail.
 pub fn judge(check: &Check, prompt: &Prompt, reply: &Reply) -> Verdict {
     let said = reply.text.trim().to_lowercase();
     let as_expected = match (&check.expected, &prompt.expected) {
-        (Some(_), Some(expected)) => Some(said.contains(&expected.trim().to_lowercase())),
+        (Some(_), Some(expected)) => Some(count_expected(&said, &expected.trim().to_lowercase())),
         _ => None,
     };
+    let is_unlike = as_expected.is_some_and(|(right, all)| right < all);
     let wrong = if check.non_empty && said.is_empty() {
         Some("empty".to_owned())
     } else if check.min_tokens.is_some_and(|min| reply.num_tokens() < min) {
@@ -30,12 +31,22 @@ pub fn judge(check: &Check, prompt: &Prompt, reply: &Reply) -> Verdict {
         Some("not one of the answers allowed".to_owned())
     } else if check.json && serde_json::from_str::<serde_json::Value>(&reply.text).is_err() {
         Some("not JSON".to_owned())
-    } else if as_expected == Some(false) && check.expected == Some(Strictness::Require) {
+    } else if is_unlike && check.expected == Some(Strictness::Require) {
         Some("unlike the expected answer".to_owned())
     } else {
         None
     };
     Verdict { wrong, as_expected }
+}
+
+/// A single line is to be contained, several must be equal, line by line.
+fn count_expected(said: &str, expected: &str) -> (u64, u64) {
+    let num_lines = expected.lines().count() as u64;
+    if num_lines <= 1 {
+        return (u64::from(said.contains(expected)), 1);
+    }
+    let right = said.lines().zip(expected.lines()).filter(|(said, expected)| said == expected);
+    (right.count() as u64, num_lines)
 }
 
 /// Compares answers to the same prompt across servers.
@@ -110,10 +121,17 @@ mod tests {
     #[test]
     fn an_expected_answer_is_reported_or_required() {
         let reported = verdict("expected = \"report\"", "it is B", Some("A"));
-        assert_eq!(reported, Verdict { wrong: None, as_expected: Some(false) });
+        assert_eq!(reported, Verdict { wrong: None, as_expected: Some((0, 1)) });
         assert!(verdict("expected = \"require\"", "it is B", Some("A")).wrong.is_some());
         let good = verdict("expected = \"require\"", "It is A.", Some("a"));
-        assert_eq!(good, Verdict { wrong: None, as_expected: Some(true) });
+        assert_eq!(good, Verdict { wrong: None, as_expected: Some((1, 1)) });
+    }
+
+    #[test]
+    fn several_lines_are_compared_one_by_one() {
+        let check = "expected = \"report\"";
+        assert_eq!(verdict(check, "a\nb\nc", Some("A\nx\nc")).as_expected, Some((2, 3)));
+        assert_eq!(verdict(check, "a", Some("a\nb")).as_expected, Some((1, 2)));
     }
 
     #[test]

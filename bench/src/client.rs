@@ -244,8 +244,33 @@ impl Client {
             let text = text.ok().and_then(Result::ok).unwrap_or_default();
             return Err((Failure::Status(status.as_u16()), beginning(&text)));
         }
+        let content_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
+        if content_type.is_some_and(|kind| kind.starts_with("application/json")) {
+            let bytes = match timeout(self.stall_timeout, response.bytes()).await {
+                Err(_) => return Err((Failure::Stall, format!("no body for {:?}", self.stall_timeout))),
+                Ok(Err(error)) => return Err((Failure::ClosedMidStream, with_causes(&error))),
+                Ok(Ok(bytes)) => bytes,
+            };
+            reply.ended = Instant::now();
+            return apply_labels(&bytes, reply);
+        }
         read_stream(response.bytes_stream(), self.stall_timeout, reply, on_delta).await
     }
+}
+
+/// Takes the answer to a classification into the reply: its labels, one a line, empty where there is none.
+fn apply_labels(bytes: &[u8], reply: &mut Reply) -> Result<(), (Failure, String)> {
+    let broken = |reason: String| (Failure::BrokenSse, reason);
+    let answer: Value =
+        serde_json::from_slice(bytes).map_err(|error| broken(format!("{error}: {}", beginning(bytes))))?;
+    let no_labels = || broken(format!("no list of labels: {}", beginning(bytes)));
+    let objects = answer.get("data").and_then(Value::as_array).ok_or_else(no_labels)?;
+    let label = |object: &Value| object.get("label").and_then(Value::as_str).unwrap_or_default().to_owned();
+    reply.text = objects.iter().map(label).collect::<Vec<_>>().join("\n");
+    reply.deltas.push(reply.ended);
+    reply.prompt_tokens = answer.pointer("/usage/prompt_tokens").and_then(Value::as_u64);
+    reply.completion_tokens = Some(0);
+    Ok(())
 }
 
 async fn read_stream<E: std::error::Error>(
@@ -315,6 +340,7 @@ pub fn path_of(api: Api) -> &'static str {
     match api {
         Api::Chat => "/v1/chat/completions",
         Api::Completions => "/v1/completions",
+        Api::Classify => "/v1/classify",
     }
 }
 
@@ -331,6 +357,11 @@ pub fn body_of(workload: &Workload, server: &Server, prompt: &Prompt, max_tokens
         Api::Completions => {
             let system = prompt.system.iter().map(|text| format!("{text}\n")).collect::<String>();
             body.insert("prompt".to_owned(), json!(system + &prompt.user));
+        }
+        Api::Classify => {
+            body.insert("input".to_owned(), prompt.user.lines().collect());
+            body.extend(workload.body.clone());
+            return Bytes::from(Value::Object(body).to_string());
         }
     }
     body.insert("max_tokens".to_owned(), json!(max_tokens));

@@ -63,14 +63,17 @@ pub struct Finished {
 impl Phase<'_> {
     /// Sends the prompt of this number and reads its stream.
     pub async fn ask(&self, prompt_idx: u64, intended: Option<Instant>, max_tokens: u32) -> Finished {
-        let prompt = self.prompts.get(self.seed, prompt_idx);
-        let body = body_of(self.workload, self.server, &prompt, max_tokens);
+        let prompt = self.prompts.lines(self.seed, prompt_idx, self.workload.texts);
         let intended = intended.unwrap_or_else(Instant::now);
         let path = path_of(self.workload.api);
         let progress = self.progress;
         let deadline = self.workload.deadline.as_ref();
         let deadline_ms = deadline.map(|deadline| deadline.ms_of(self.seed, prompt_idx));
         let mut server = self.server.clone();
+        if let Some(models) = &self.workload.models {
+            server.model = models.of(self.seed, prompt_idx);
+        }
+        let body = body_of(self.workload, &server, &prompt, max_tokens);
         let header =
             deadline.zip(deadline_ms).map(|(deadline, ms)| (deadline.header.clone(), ms.to_string()));
         server.headers.extend(header);

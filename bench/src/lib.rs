@@ -10,6 +10,7 @@ pub mod cold_start;
 pub mod drive;
 pub mod long_prompt;
 pub mod machine;
+pub mod mix;
 pub mod output;
 pub mod plot;
 pub mod progress;

@@ -164,6 +164,19 @@ impl PromptSet {
         })
     }
 
+    /// The prompt of this number that holds several, one a line, as its expected answer holds theirs.
+    pub fn lines(&self, seed: u64, index: u64, count: usize) -> Prompt {
+        let first = index.wrapping_mul(count as u64);
+        let mut all = (0..count as u64).map(|line| self.get(seed, first.wrapping_add(line)));
+        let mut prompt = all.next().unwrap_or_else(|| self.get(seed, first));
+        for next in all {
+            prompt.user = format!("{}\n{}", prompt.user, next.user);
+            let both = prompt.expected.zip(next.expected);
+            prompt.expected = both.map(|(before, after)| format!("{before}\n{after}"));
+        }
+        prompt
+    }
+
     /// The prompt of this number, in a run of this seed.
     pub fn get(&self, seed: u64, index: u64) -> Prompt {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -248,6 +261,19 @@ mod tests {
         assert!(error.contains("label") && error.contains("text"), "{error}");
         assert!(matches!(read(&source, "text,label\n"), Err(PromptError::TooShort { .. })));
         assert!(matches!(read(&source, "text,label\nonly one\n"), Err(PromptError::Csv { .. })));
+    }
+
+    #[test]
+    fn several_prompts_stand_one_a_line() {
+        let source = PromptSource {
+            inline: Some(["a", "b", "c"].map(str::to_owned).to_vec()),
+            expected: Some(["1", "2", "3"].map(str::to_owned).to_vec()),
+            ..PromptSource::default()
+        };
+        let set = read(&source, "").unwrap();
+        let prompt = set.lines(1, 1, 2);
+        assert_eq!((prompt.user.as_str(), prompt.expected.as_deref()), ("c\na", Some("3\n1")));
+        assert_eq!(set.lines(1, 4, 1), set.get(1, 4));
     }
 
     #[test]

@@ -85,7 +85,7 @@ pub struct PhaseSummary {
     pub failures: BTreeMap<String, u64>,
     /// Wrong answers by kind.
     pub wrong: BTreeMap<String, u64>,
-    /// Answers compared with an expected one.
+    /// Answers compared with an expected one; of a classification, labels.
     pub num_with_expected: u64,
     /// Answers that contain it.
     pub num_as_expected: u64,

@@ -94,7 +94,7 @@ pub fn summarise(
     for reason in verdicts.clone().filter_map(|verdict| verdict.wrong.as_ref()) {
         *wrong.entry(reason.clone()).or_insert(0) += 1;
     }
-    let expected: Vec<bool> = verdicts.filter_map(|verdict| verdict.as_expected).collect();
+    let expected: Vec<(u64, u64)> = verdicts.filter_map(|verdict| verdict.as_expected).collect();
     let wall_s = if measured.is_long_prompt {
         // What the streams did while a long prompt was prefilled: their tokens, over that time.
         tokens = tbt.count();
@@ -115,8 +115,8 @@ pub fn summarise(
         num_wrong: wrong.values().sum(),
         failures,
         wrong,
-        num_with_expected: expected.len() as u64,
-        num_as_expected: expected.iter().filter(|is_as_expected| **is_as_expected).count() as u64,
+        num_with_expected: expected.iter().map(|(_, all)| all).sum(),
+        num_as_expected: expected.iter().map(|(right, _)| right).sum(),
         wall_s,
         prompt_tokens,
         tokens,
@@ -150,7 +150,10 @@ pub fn records(
         prompt_idx: one.prompt_idx,
         failure: one.reply.failure.as_ref().map(|(kind, message)| (kind.to_string(), message.clone())),
         wrong: verdict.as_ref().and_then(|verdict| verdict.wrong.clone()),
-        as_expected: verdict.as_ref().and_then(|verdict| verdict.as_expected),
+        as_expected: verdict
+            .as_ref()
+            .and_then(|verdict| verdict.as_expected)
+            .map(|(right, all)| right == all),
         prompt_tokens: one.reply.prompt_tokens,
         tokens: one.reply.num_tokens(),
         finish_reason: one.reply.finish_reason.clone(),

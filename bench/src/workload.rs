@@ -11,13 +11,18 @@ use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::mix::ModelMix;
 use crate::prompts::{PromptError, PromptSet, PromptSource};
+
+mod builtin;
+
+pub use builtin::names as builtin_names;
 
 /// Why a workload cannot be used.
 #[derive(Debug, Error)]
 pub enum WorkloadError {
     /// No such file, and no built-in workload of that name.
-    #[error("no workload {name:?}: neither a file nor one of {}", builtin_names().join(", "))]
+    #[error("no workload {name:?}: neither a file nor one of {}", builtin::names().join(", "))]
     Unknown {
         /// What was asked for.
         name: String,
@@ -52,21 +57,6 @@ pub enum WorkloadError {
     },
 }
 
-/// Workloads that are part of the binary, with the files they name.
-const BUILTIN: &[(&str, &str)] = &[
-    ("chat.toml", include_str!("../workloads/chat.toml")),
-    ("intents.toml", include_str!("../workloads/intents.toml")),
-    ("intents.csv", include_str!("../workloads/intents.csv")),
-    ("long-prompt.toml", include_str!("../workloads/long-prompt.toml")),
-    ("harbour-log.txt", include_str!("../workloads/harbour-log.txt")),
-    ("speculative.toml", include_str!("../workloads/speculative.toml")),
-];
-
-/// Names of the workloads that are part of the binary.
-pub fn builtin_names() -> Vec<&'static str> {
-    BUILTIN.iter().filter_map(|(file, _)| file.strip_suffix(".toml")).collect()
-}
-
 /// Which endpoint is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
@@ -76,6 +66,8 @@ pub enum Api {
     Chat,
     /// `/v1/completions`.
     Completions,
+    /// `/v1/classify`. The answer is a label a text, one a line.
+    Classify,
 }
 
 /// How requests arrive.
@@ -198,12 +190,16 @@ pub struct Workload {
     pub about: String,
     /// Endpoint.
     pub api: Api,
+    /// Texts of a request.
+    pub texts: usize,
     /// Largest number of tokens of an answer.
     pub max_tokens: u32,
     /// Sampling temperature.
     pub temperature: f64,
     /// Further fields of the request body, sent as they are.
     pub body: serde_json::Map<String, serde_json::Value>,
+    /// Models to spread requests over; else each server's own is asked.
+    pub models: Option<ModelMix>,
     /// When answers should be there.
     pub deadline: Option<Deadline>,
     /// Where prompts come from.
@@ -228,11 +224,13 @@ struct RawWorkload {
     name: String,
     #[serde(default)]
     api: Api,
+    texts: Option<usize>,
     max_tokens: u32,
     #[serde(default)]
     temperature: f64,
     #[serde(default)]
     body: serde_json::Map<String, serde_json::Value>,
+    models: Option<ModelMix>,
     deadline: Option<Deadline>,
     prompts: PromptSource,
     load: RawLoad,
@@ -293,7 +291,7 @@ impl Workload {
             let text = read.map_err(|source| WorkloadError::Read { path: path.to_owned(), source })?;
             return Self::parse(name, &text, path.parent().map(Path::to_owned));
         }
-        let text = builtin_file(&format!("{name}.toml"))
+        let text = builtin::file(&format!("{name}.toml"))
             .ok_or_else(|| WorkloadError::Unknown { name: name.to_owned() })?;
         Self::parse(name, text, None)
     }
@@ -313,6 +311,12 @@ impl Workload {
         if raw.max_tokens == 0 {
             return Err(place.error("", "max_tokens", "must be at least 1"));
         }
+        if raw.texts == Some(0) {
+            return Err(place.error("", "texts", "must be at least 1"));
+        }
+        if raw.texts.is_some() && raw.api != Api::Classify {
+            return Err(place.error("", "texts", "only a classification has several texts"));
+        }
         if !(0.0..=1.0).contains(&raw.check.max_error_share) {
             return Err(place.error("check", "max_error_share", "must lie between 0 and 1"));
         }
@@ -323,6 +327,8 @@ impl Workload {
         {
             return Err(place.error("deadline", "ms", "must be [shortest, longest], both above 0"));
         }
+        let models = raw.models.as_ref().map_or(Ok(()), ModelMix::validate);
+        models.map_err(|(key, reason)| place.error("models", key, reason))?;
         raw.prompts.validate().map_err(|(key, reason)| place.error("prompts", key, reason))?;
         let stall_timeout = place.seconds("stall_timeout_s", raw.load.stall_timeout_s)?;
         let request_timeout = place.seconds("request_timeout_s", raw.load.request_timeout_s)?;
@@ -330,9 +336,11 @@ impl Workload {
             name: raw.name,
             about: leading_comment(text),
             api: raw.api,
+            texts: raw.texts.unwrap_or(1),
             max_tokens: raw.max_tokens,
             temperature: raw.temperature,
             body: raw.body,
+            models: raw.models,
             deadline: raw.deadline,
             prompts: raw.prompts,
             warmup: raw.load.warmup,
@@ -349,7 +357,7 @@ impl Workload {
     /// # Errors
     /// When a file is missing or holds no prompt.
     pub fn read_prompts(&self, source: &PromptSource) -> Result<PromptSet, PromptError> {
-        PromptSet::read(source, |name| read_beside(self.folder.as_deref(), name))
+        PromptSet::read(source, |name| builtin::read_beside(self.folder.as_deref(), name))
     }
 }
 
@@ -357,23 +365,6 @@ impl Workload {
 fn leading_comment(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim).collect();
     lines.join(" ")
-}
-
-fn builtin_file(name: &str) -> Option<&'static str> {
-    BUILTIN.iter().find(|(file, _)| *file == name).map(|(_, text)| *text)
-}
-
-/// Reads a file that a workload names. A built-in workload's own files are part of the binary; any other path,
-/// one from the command line for example, is the user's.
-fn read_beside(folder: Option<&Path>, name: &str) -> std::io::Result<String> {
-    match (folder, builtin_file(name)) {
-        (None, Some(text)) => Ok(text.to_owned()),
-        (None, None) => std::fs::read_to_string(name),
-        (Some(folder), _) => {
-            let beside = folder.join(name);
-            std::fs::read_to_string(if beside.is_file() { &beside } else { Path::new(name) })
-        }
-    }
 }
 
 fn resolve_load(raw: RawLoad, place: &Place<'_>) -> Result<Load, WorkloadError> {

@@ -175,6 +175,37 @@ fn outcome(load: &str, check: &str, urls: &[String]) -> (RunOutcome, bool) {
     (outcome, is_passed)
 }
 
+/// A label for each text, the last one null, and a wrong one for the text `c`.
+fn classify(_: usize, body: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+    let request: serde_json::Value = serde_json::from_str(body)?;
+    let texts = request["input"].as_array().unwrap();
+    let label = |text: &serde_json::Value| match text.as_str() {
+        Some("a") => serde_json::json!("first"),
+        Some("b") => serde_json::json!("second"),
+        _ => serde_json::Value::Null,
+    };
+    let data: Vec<serde_json::Value> =
+        texts.iter().map(|text| serde_json::json!({"label": label(text)})).collect();
+    let answer = serde_json::json!({"data": data, "usage": {"prompt_tokens": 7}}).to_string();
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: ";
+    write!(stream, "{head}{}\r\n\r\n{answer}", answer.len())?;
+    Ok(true)
+}
+
+#[test]
+fn labels_are_compared_one_by_one() {
+    let mut plan = plan(CLOSED, "expected = \"report\"", &[serve(classify)]);
+    let text = "name = \"probe\"\napi = \"classify\"\ntexts = 3\nmax_tokens = 1\n[prompts]\ninline = [\"a\", \"b\", \"c\"]\n\
+                expected = [\"first\", \"second\", \"third\"]\n[load]\n";
+    let text = format!("{text}{CLOSED}\n[check]\nexpected = \"report\"\n");
+    plan.workload = Workload::parse("probe.toml", &text, None).unwrap();
+    plan.prompts = plan.workload.read_prompts(&plan.workload.prompts).unwrap();
+    let outcome = run(plan, Box::new(NoSink)).unwrap();
+    let phase = &outcome.phases[0];
+    assert_eq!((phase.num_ok, phase.num_with_expected, phase.num_as_expected), (6, 18, 12));
+    assert_eq!((phase.prompt_tokens, phase.tokens), (42, 0));
+}
+
 #[test]
 fn a_server_is_prepared_before_each_of_its_phases() {
     let folder = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@
 //! to end, and drains. In between nothing is hidden: the wiring can be read here.
 
 mod check;
+mod classifiers;
 mod engines;
 mod load;
 mod serve;
@@ -16,9 +17,12 @@ use std::path::PathBuf;
 use quern_gguf::{Gguf, GgufError};
 use quern_models::{PullError, PullOptions, ResolveError, ResolvedModel, catalog, pull, resolve};
 
+use crate::adapters::Base;
 use crate::config::Config;
 use crate::http::ServeError;
 
+pub use check::CheckedAdapter;
+pub use classifiers::{ClassifierError, ClassifierFault};
 pub use load::LoadError;
 pub use serve::Ended;
 
@@ -110,6 +114,11 @@ impl App {
     #[must_use]
     pub fn gguf(&self) -> &Gguf {
         &self.gguf
+    }
+
+    /// What adapters are for.
+    fn base(&self) -> Result<Base, GgufError> {
+        Base::new(&self.model.id, &self.gguf, self.config.adapters.file_type())
     }
 
     /// The addresses that were bound: public, operators'.

@@ -3,7 +3,7 @@
 //! Flags are settings with a short name: each is handed on as text, and typed
 //! and checked where file and environment are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Args, Parser, Subcommand};
 
@@ -33,6 +33,10 @@ pub enum Command {
     Quantize(quern_adapters::cli::QuantizeArgs),
     /// Set a model's smallest weights to zero.
     Prune(quern_adapters::cli::PruneArgs),
+    /// Judge models and adapters: perplexity on a text, accuracy on labelled rows.
+    Eval(Box<crate::eval::EvalArgs>),
+    /// Measure what of a model matters on a text, for quantising it well.
+    Importance(crate::eval::ImportanceArgs),
     /// Print the resolved configuration and check files, model and ports, without serving.
     Check(Box<ServeArgs>),
 }
@@ -67,7 +71,7 @@ pub struct ServeArgs {
     /// Print a first request to try when the model is ready, even if nobody seems to watch.
     #[arg(long)]
     pub first_curl: bool,
-    /// An adapter to serve under NAME (not in this build yet).
+    /// An adapter to serve under NAME: a PEFT folder or a GGUF LoRA. Loaded again when it changes.
     #[arg(long, value_name = "NAME=PATH")]
     pub adapter: Vec<String>,
     /// A policy to run: a component, or a core module of the SDK. Loaded again when it changes.
@@ -163,12 +167,12 @@ pub struct PullArgs {
     pub list: bool,
 }
 
-/// What was asked for that this build cannot do.
+/// A flag whose value cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UsageError {
-    /// It comes with a later version.
-    #[error("{0}: this build does not have it yet")]
-    NotYet(&'static str),
+    /// `--adapter` without `=`.
+    #[error("--adapter {0}: write NAME=PATH")]
+    Adapter(String),
     /// `--set` without `=`.
     #[error("--set {0}: write KEY=VALUE")]
     Set(String),
@@ -178,10 +182,11 @@ impl ServeArgs {
     /// Hands all flags to the configuration, above what is there.
     ///
     /// # Errors
-    /// Flags that are accepted so that scripts can be written, and do nothing yet.
+    /// [`UsageError`] for the first that cannot be read.
     pub fn apply(&self, layers: &mut Layers) -> Result<(), UsageError> {
-        if !self.adapter.is_empty() {
-            return Err(UsageError::NotYet("--adapter"));
+        for pair in &self.adapter {
+            let (name, path) = pair.split_once('=').ok_or_else(|| UsageError::Adapter(pair.clone()))?;
+            layers.adapter(name.trim(), Path::new(path.trim()));
         }
         self.policy.iter().for_each(|file| layers.policy(file));
         for pair in &self.set {
@@ -236,8 +241,13 @@ mod tests {
     }
 
     #[test]
-    fn what_this_build_lacks_is_refused() {
-        assert_eq!(resolve(&["--adapter", "a=b"]).unwrap_err(), "--adapter: this build does not have it yet");
+    fn what_cannot_be_read_is_refused() {
+        assert_eq!(resolve(&["--adapter", "a"]).unwrap_err(), "--adapter a: write NAME=PATH");
+        let twice = resolve(&["--adapter", "a=b", "--adapter", "a=c"]).unwrap_err();
+        assert!(twice.contains("adapter[1].name: another adapter has this name"), "{twice}");
+        assert!(resolve(&["--adapter", "a b=c"]).unwrap_err().contains("cannot be an adapter's name"));
+        let config = resolve(&["--adapter", "a=b/c=d"]).expect("good");
+        assert_eq!(config.adapter, [crate::config::Adapter::of("a", "b/c=d".as_ref())]);
         assert!(resolve(&["--engine", "wgsl"]).unwrap_err().contains("does not have the wgsl engine yet"));
         assert!(resolve(&["--set", "x"]).unwrap_err().contains("KEY=VALUE"));
     }

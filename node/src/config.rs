@@ -5,7 +5,9 @@
 //! is where files are opened and sockets bound. Functions elsewhere take the
 //! values they need, not a `Config`.
 
+mod adapters;
 mod check;
+mod classifier;
 mod convert;
 mod layers;
 mod policy;
@@ -20,6 +22,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use adapters::{Adapter, AdapterFormat, Adapters};
+pub use classifier::{Classifier, Message};
 pub use layers::{ConfigError, Layers, Origin};
 pub use policy::{Policy, PolicyProfile};
 pub use recording::Recording;
@@ -56,11 +60,19 @@ pub struct Config {
     pub logging: Logging,
     /// How the node ends.
     pub shutdown: Shutdown,
+    /// LoRA adapters: where they come from and what they may take.
+    pub adapters: Adapters,
     /// Recorded steps, for whoever writes policies.
     pub recording: Recording,
     /// Places for policies, in the order in which they are asked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub policy: Vec<Policy>,
+    /// Ways to classify, beside the models that have a head of their own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub classifier: Vec<Classifier>,
+    /// Adapters that are served from the start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub adapter: Vec<Adapter>,
 }
 
 /// `[model]`
@@ -339,6 +351,8 @@ pub struct Limits {
     pub max_logit_bias: usize,
     /// Prompts of a completion or inputs of an embedding.
     pub max_prompts: usize,
+    /// Texts of a classification.
+    pub max_texts: usize,
 }
 
 /// `[tls]`: both files, or none.

@@ -12,6 +12,7 @@ use clap::Parser;
 use quern::app::{App, AppError, Ended, pull_missing};
 use quern::cli::{Cli, Command, PolicyCommand, PullArgs, ServeArgs};
 use quern::config::{Config, EngineKind, Layers};
+use quern::eval::{EvalError, eval, importance, measure};
 use quern::record::record;
 use quern::{logging, metrics};
 use quern_adapters::cli as adapters;
@@ -35,8 +36,10 @@ fn main() -> ExitCode {
             PolicyCommand::Tools(command) => return quern_policy_tools::run(command),
         },
         Ok(Cli { command: Command::Adapter(args) }) => return adapters::adapter(&args, &Ggml),
-        Ok(Cli { command: Command::Quantize(args) }) => return adapters::quantize(&args, &Ggml),
+        Ok(Cli { command: Command::Quantize(args) }) => return quantize(&args),
         Ok(Cli { command: Command::Prune(args) }) => return adapters::prune(&args, &Ggml),
+        Ok(Cli { command: Command::Eval(args) }) => eval(&args).map_err(eval_failed),
+        Ok(Cli { command: Command::Importance(args) }) => importance(&args).map_err(eval_failed),
         // Help and version are answers; the rest are mistakes, which clap explains itself.
         Err(words) => words.print().map_err(failed).and(match words.use_stderr() {
             true => Err(Exit(USAGE, String::new())),
@@ -95,6 +98,7 @@ fn check(args: &ServeArgs) -> Result<(), Exit> {
     }
     let app = App::build(config).map_err(app_failed)?;
     runtime()?.block_on(app.check()).map_err(app_failed)?;
+    check_adapters(&app)?;
     let (model, gguf) = (app.model(), app.gguf());
     let architecture = gguf.architecture().map_err(failed)?;
     eprintln!(
@@ -105,6 +109,26 @@ fn check(args: &ServeArgs) -> Result<(), Exit> {
     );
     eprintln!("files, model and ports are good");
     Ok(())
+}
+
+/// Says what each adapter is, or what is wrong with it.
+fn check_adapters(app: &App) -> Result<(), Exit> {
+    let mut broken = String::new();
+    for adapter in app.check_adapters().map_err(app_failed)? {
+        let name = &adapter.name;
+        match adapter.found {
+            Ok(found) => {
+                let labels =
+                    found.head.map_or_else(String::new, |head| format!(", {} labels", head.labels.len()));
+                let (rank, path) = (found.rank, found.path.display());
+                eprintln!("adapter {name}: rank {rank}{labels}, {} bytes, in {path}", found.size_bytes);
+            }
+            // The node serves without what lies broken in its folder.
+            Err(error) if !adapter.is_named => eprintln!("adapter {name} would not be served: {error}"),
+            Err(error) => broken.push_str(&format!("adapter {name}: {error}\n")),
+        }
+    }
+    if broken.is_empty() { Ok(()) } else { Err(Exit(FAILED, broken)) }
 }
 
 fn pull(args: &PullArgs) -> Result<(), Exit> {
@@ -132,6 +156,14 @@ fn pull(args: &PullArgs) -> Result<(), Exit> {
     let path = quern_models::pull(entry, &options, &Terminal::new()).map_err(failed)?;
     println!("{}", path.display());
     Ok(())
+}
+
+/// The crate of the command knows no engines, so the measuring on one is brought to it.
+fn quantize(args: &adapters::QuantizeArgs) -> ExitCode {
+    adapters::quantize(args, &Ggml, &|model, text, chunks| {
+        let measured = measure(model, text, chunks).map_err(|error| error.to_string())?;
+        Ok(measured.importance())
+    })
 }
 
 /// File, environment and flags become one configuration, or all their mistakes.
@@ -207,5 +239,9 @@ fn failed(error: impl std::fmt::Display) -> Exit {
 }
 
 fn app_failed(error: AppError) -> Exit {
+    Exit(if error.is_usage() { USAGE } else { FAILED }, error.to_string())
+}
+
+fn eval_failed(error: EvalError) -> Exit {
     Exit(if error.is_usage() { USAGE } else { FAILED }, error.to_string())
 }

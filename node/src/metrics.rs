@@ -11,6 +11,7 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge}
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use quern_scheduler::Load;
 
+use crate::adapters::{InWork, Registry};
 use crate::workers::Status;
 
 /// Histograms of whole requests and their parts, in seconds.
@@ -54,6 +55,18 @@ const HISTOGRAMS: &[(&str, Unit, &[f64], &str)] = &[
         &STEP_BUCKETS,
         "One turn of the step loop without the engine's part.",
     ),
+    (
+        "quern_adapter_read_seconds",
+        Unit::Seconds,
+        &LATENCY_BUCKETS,
+        "Bringing an adapter from the disk to memory.",
+    ),
+    (
+        "quern_adapter_load_seconds",
+        Unit::Seconds,
+        &LATENCY_BUCKETS,
+        "Bringing an adapter to an engine, from the disk where it is not in memory.",
+    ),
     ("quern_step_rows", Unit::Count, &ROW_BUCKETS, "Rows in one step, prefill and decode together."),
 ];
 
@@ -66,6 +79,9 @@ const COUNTERS: &[(&str, &str)] = &[
     ("quern_speculation_accepted_tokens_total", "Guessed tokens that came true."),
     ("quern_plans_total", "Planned steps, by what became of the planner's plan."),
     ("quern_routed_requests_total", "Requests for which there was a choice of workers, by what decided."),
+    ("quern_adapter_requests_total", "Requests that named an adapter, by adapter."),
+    ("quern_adapter_loads_total", "Adapters brought to an engine, by outcome."),
+    ("quern_adapter_evictions_total", "Adapters that made room for others, by what they left."),
     ("quern_worker_failures_total", "Workers that could not be started, died, or only failed, by kind."),
     ("quern_feedback_dropped_total", "Ended sequences that policies were not told of, for lack of room."),
     ("quern_admission_unasked_total", "Requests that went on because no policy answered in time."),
@@ -74,6 +90,7 @@ const COUNTERS: &[(&str, &str)] = &[
     ("quern_prompt_tokens_total", "Tokens of prompts."),
     ("quern_generated_tokens_total", "Tokens of answers."),
     ("quern_requests_finished_total", "Answers that came to an end, by reason."),
+    ("quern_classified_texts_total", "Texts that were classified, by whether they got a label."),
 ];
 
 /// Name, description.
@@ -85,6 +102,9 @@ const GAUGES: &[(&str, &str)] = &[
     ("quern_kv_capacity_tokens", "Tokens of key-value state that there is room for."),
     ("quern_workers", "Workers, by state."),
     ("quern_workers_desired", "Workers that there should be, for an outer autoscaler too."),
+    ("quern_adapters_registered", "Adapters that requests may name."),
+    ("quern_adapters_resident", "Adapters on engines, counted on each."),
+    ("quern_adapter_memory_bytes", "Copies of adapters in memory."),
     ("quern_http_connections", "Open connections to the public listener."),
     ("quern_build_info", "1, with the version and the engine as labels."),
 ];
@@ -160,19 +180,39 @@ pub fn set_workers(status: &Status) {
     gauge!("quern_workers", "state" => "draining").set(f64::from(status.draining));
 }
 
-/// Everything as Prometheus reads it. `served` adds the names that are made for
-/// vLLM: the model's id and what its workers hold now.
+/// As [`set_load`]: the adapters that there are, and where.
+pub fn set_adapters(registry: &Registry, in_work: &InWork) {
+    gauge!("quern_adapters_registered").set(registry.num_served() as f64);
+    gauge!("quern_adapters_resident").set(in_work.num_resident as f64);
+    gauge!("quern_adapter_memory_bytes").set(registry.memory_bytes() as f64);
+}
+
+/// What the names that are made for vLLM tell.
+#[derive(Debug, Clone, Copy)]
+pub struct Served<'a> {
+    /// The model's id.
+    pub model_id: &'a str,
+    /// What its workers hold now.
+    pub load: Load,
+    /// The adapters that they have to do with.
+    pub adapters: &'a InWork,
+    /// Adapters that one of them holds at once.
+    pub max_adapters: usize,
+}
+
+/// Everything as Prometheus reads it. `served` adds the names that are made for vLLM.
 #[must_use]
-pub fn render(handle: &PrometheusHandle, served: Option<(&str, Load)>) -> String {
+pub fn render(handle: &PrometheusHandle, served: Option<Served<'_>>) -> String {
     let mut text = handle.render();
-    if let Some((model_id, load)) = served {
-        let aliases = aliases(&text, model_id, &load);
+    if let Some(served) = served {
+        let aliases = aliases(&text, &served);
         text.push_str(&aliases);
     }
     text
 }
 
-fn aliases(ours: &str, model_id: &str, load: &Load) -> String {
+fn aliases(ours: &str, served: &Served<'_>) -> String {
+    let Served { model_id, load, adapters, max_adapters } = served;
     let mut out = String::new();
     let model = model_id.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     let labels = format!("model_name=\"{model}\",engine=\"0\"");
@@ -193,8 +233,12 @@ fn aliases(ours: &str, model_id: &str, load: &Load) -> String {
     let cache = format!("block_size=\"{BLOCK_TOKENS}\",num_gpu_blocks=\"{blocks}\"");
     put("vllm:cache_config_info", "gauge", &cache, 1.0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let adapters = "max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"";
-    put("vllm:lora_requests_info", "gauge", adapters, now as f64);
+    // Names of adapters have nothing in them that would have to be escaped.
+    let (running, waiting) = (adapters.running.join(","), adapters.waiting.join(","));
+    let adapters = format!(
+        "max_lora=\"{max_adapters}\",running_lora_adapters=\"{running}\",waiting_lora_adapters=\"{waiting}\""
+    );
+    put("vllm:lora_requests_info", "gauge", &adapters, now as f64);
     for (theirs, name) in ALIASES {
         put(theirs, "counter", "", sum(ours, name));
     }
@@ -241,7 +285,9 @@ mod tests {
             record();
         });
         handle.run_upkeep();
-        render(&handle, Some(("a \"model\"", load)))
+        let adapters = InWork { running: vec!["a".into(), "b".into()], ..InWork::default() };
+        let served = Served { model_id: "a \"model\"", load, adapters: &adapters, max_adapters: 8 };
+        render(&handle, Some(served))
     }
 
     #[track_caller]
@@ -294,7 +340,10 @@ mod tests {
         with("vllm:request_success_total", ",finished_reason=\"abort\"", "6");
         with("vllm:request_success_total", ",finished_reason=\"length\"", "0");
         with("vllm:prefix_cache_hits_total", "", "0");
-        assert!(text.contains("running_lora_adapters=\"\""), "{text}");
+        assert!(
+            text.contains("max_lora=\"8\",running_lora_adapters=\"a,b\",waiting_lora_adapters=\"\""),
+            "{text}"
+        );
         assert_eq!(text.matches("# TYPE vllm:request_success_total counter").count(), 1);
     }
 

@@ -28,7 +28,9 @@ use quern_engine::Engine;
 use quern_scheduler::draft::Drafter;
 use quern_scheduler::plan::Planner;
 use quern_scheduler::request::Request;
-use quern_scheduler::{Completion, Handle, Limits, Load, Pace, Permit, Refused, SchedulerConfig};
+use quern_scheduler::{
+    AdapterLoad, Completion, Handle, Limits, Load, Pace, Permit, Refused, SchedulerConfig,
+};
 
 use self::pool::Pool;
 
@@ -210,6 +212,30 @@ impl Workers {
     /// when a worker could not be told.
     pub fn set_limits(&self, limits: Limits) -> bool {
         self.pool.set_limits(limits)
+    }
+
+    /// Has all workers let go of retired adapters now, also those that stand idle.
+    pub fn look_at_adapters(&self) {
+        self.handles().iter().for_each(Handle::look_at_adapters);
+    }
+
+    /// Which adapters they have to do with; one that is on several engines stands there
+    /// as often.
+    #[must_use]
+    pub fn adapters(&self) -> AdapterLoad {
+        let loads = self.handles().into_iter().map(|handle| handle.adapters());
+        let mut all = loads.fold(AdapterLoad::default(), |mut all, one| {
+            all.running.extend(one.running);
+            all.waiting.extend(one.waiting);
+            all.resident.extend(one.resident);
+            all
+        });
+        for ids in [&mut all.running, &mut all.waiting] {
+            ids.sort_unstable();
+            ids.dedup();
+        }
+        all.resident.sort_unstable();
+        all
     }
 
     /// Refuses new requests from now on; those inside go on.

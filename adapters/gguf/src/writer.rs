@@ -37,9 +37,33 @@ pub struct GgufWriter {
 /// [`finish`]: TensorStream::finish
 pub struct TensorStream {
     path: PathBuf,
-    out: BufWriter<NamedTempFile>,
+    out: BufWriter<Target>,
     due: vec::IntoIter<TensorInfo>,
     alignment: u64,
+}
+
+/// Where a file's bytes go.
+enum Target {
+    /// Beside its name, which it gets when it is whole.
+    Partial(NamedTempFile),
+    /// Where somebody else looks after it.
+    Open(File),
+}
+
+impl Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Target::Partial(file) => file.write(bytes),
+            Target::Open(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Target::Partial(file) => file.flush(),
+            Target::Open(file) => file.flush(),
+        }
+    }
 }
 
 impl GgufWriter {
@@ -113,9 +137,17 @@ impl GgufWriter {
         self.start(path).map_err(|problem| GgufError::new(path, problem))
     }
 
+    /// As [`GgufWriter::create`], into a file that is open and empty, and that no name is given to: one in
+    /// memory, say. `name` stands for it in errors.
+    ///
+    /// # Errors
+    ///
+    /// As [`GgufWriter::create`].
+    pub fn create_in(self, file: File, name: &Path) -> Result<TensorStream, GgufError> {
+        self.begin(Target::Open(file), name).map_err(|problem| GgufError::new(name, problem))
+    }
+
     fn start(self, path: &Path) -> Result<TensorStream, Problem> {
-        let header = self.header_bytes()?;
-        let alignment = parse_alignment(&self.metadata)?;
         let folder = folder_of(path);
         sweep(folder);
         // The process's umask applies to these permissions as it does to any new file.
@@ -127,7 +159,13 @@ impl GgufWriter {
         // Held as long as this process lives: tells others that somebody still writes. Where the file
         // system has no locks, nobody can take one either.
         let _ = file.as_file().try_lock();
-        let mut out = BufWriter::with_capacity(1 << 18, file);
+        self.begin(Target::Partial(file), path)
+    }
+
+    fn begin(self, target: Target, path: &Path) -> Result<TensorStream, Problem> {
+        let header = self.header_bytes()?;
+        let alignment = parse_alignment(&self.metadata)?;
+        let mut out = BufWriter::with_capacity(1 << 18, target);
         out.write_all(&header)?;
         Ok(TensorStream { path: path.to_owned(), out, due: self.tensors.into_iter(), alignment })
     }
@@ -148,7 +186,8 @@ impl TensorStream {
         self.write_next(name, fill).map_err(|problem| GgufError::new(&self.path, problem))
     }
 
-    /// Makes the file durable and gives it its name, replacing what was there.
+    /// Makes the file durable and gives it its name, replacing what was there. A file that was open before
+    /// is written out and no more.
     ///
     /// # Errors
     ///
@@ -182,7 +221,10 @@ impl TensorStream {
         if let Some(due) = self.due.next() {
             return Err(Problem::TensorNotWritten { tensor: due.name });
         }
-        let file = self.out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let file = match self.out.into_inner().map_err(io::IntoInnerError::into_error)? {
+            Target::Partial(file) => file,
+            Target::Open(_) => return Ok(()),
+        };
         file.as_file().sync_all()?;
         file.persist(&self.path).map_err(|error| error.error)?;
         // The name is durable only when the folder is.

@@ -3,9 +3,10 @@
 //! A file has one alpha, and llama.cpp multiplies each product with alpha / rank. Where rsLoRA or patterns
 //! give a module another factor, the ratio is multiplied into its B matrix, so that the file means the same.
 
+use std::fs::File;
 use std::path::Path;
 
-use quern_gguf::{Gguf, GgufWriter, TensorType};
+use quern_gguf::{Gguf, GgufError, GgufWriter, TensorStream, TensorType};
 
 use crate::adapter::{Adapter, Module, Task};
 use crate::codec::{Codec, Plain};
@@ -38,6 +39,40 @@ pub fn convert(
     file_type: FileType,
     out: &Path,
 ) -> Result<Converted, PipelineError> {
+    let (alpha, num_folded) = write(adapter, architecture, file_type, out, |writer| writer.create(out))?;
+    let error = |error| PipelineError::Io { path: out.to_owned(), error };
+    let size_bytes = std::fs::metadata(out).map_err(error)?.len();
+    Ok(Converted { num_modules: adapter.modules.len(), alpha, num_folded, size_bytes })
+}
+
+/// As [`convert`], into a file that is open and empty: one in memory, say. Blocks on the adapter's disk.
+///
+/// # Errors
+///
+/// As [`convert`].
+pub fn convert_into(
+    adapter: &Adapter,
+    architecture: &str,
+    file_type: FileType,
+    out: &File,
+) -> Result<Converted, PipelineError> {
+    let name = &adapter.path;
+    let io = |error| PipelineError::Io { path: name.clone(), error };
+    let file = out.try_clone().map_err(io)?;
+    let (alpha, num_folded) =
+        write(adapter, architecture, file_type, name, |writer| writer.create_in(file, name))?;
+    let size_bytes = out.metadata().map_err(io)?.len();
+    Ok(Converted { num_modules: adapter.modules.len(), alpha, num_folded, size_bytes })
+}
+
+/// Writes what `begin` opens; `out` stands for it in errors. The alpha, and how many modules were folded.
+fn write(
+    adapter: &Adapter,
+    architecture: &str,
+    file_type: FileType,
+    out: &Path,
+    begin: impl FnOnce(GgufWriter) -> Result<TensorStream, GgufError>,
+) -> Result<(f32, usize), PipelineError> {
     let kind = match file_type {
         FileType::F32 => TensorType::F32,
         FileType::F16 => TensorType::F16,
@@ -49,8 +84,8 @@ pub fn convert(
     adapter.check_values()?;
     let alpha = common_alpha(&adapter.modules);
     let writer = header(adapter, architecture, file_type, kind, alpha);
-    let writer = writer.map_err(|problem| quern_gguf::GgufError { path: out.to_owned(), problem })?;
-    let mut stream = writer.create(out)?;
+    let writer = writer.map_err(|problem| GgufError { path: out.to_owned(), problem })?;
+    let mut stream = begin(writer)?;
     let mut num_folded = 0;
     for module in &adapter.modules {
         let factor = factor(module, alpha);
@@ -63,9 +98,7 @@ pub fn convert(
         stream.write(&b_name(module), |out| out.write_all(&b))?;
     }
     stream.finish()?;
-    let error = |error| PipelineError::Io { path: out.to_owned(), error };
-    let size_bytes = std::fs::metadata(out).map_err(error)?.len();
-    Ok(Converted { num_modules: adapter.modules.len(), alpha, num_folded, size_bytes })
+    Ok((alpha, num_folded))
 }
 
 /// The architecture that a converted file should name: the base's where one is given, else the adapter's

@@ -330,6 +330,14 @@ pub enum PipelineError {
         /// How many values there are.
         found: u64,
     },
+    /// The importance matrix could not be measured.
+    #[error("calibration on {}: {reason}", text.display())]
+    Calibration {
+        /// The text.
+        text: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
     /// A tensor's type cannot be written without more knowledge.
     #[error("tensor {tensor:?} cannot be stored as {kind}")]
     NoType {

@@ -43,6 +43,21 @@ impl Head {
         entries
     }
 
+    /// One logit a label for a hidden state: `W h + b`, summed in f64. `state` is `[hidden]`.
+    ///
+    /// # Panics
+    ///
+    /// When the state is of another length.
+    #[must_use]
+    pub fn logits(&self, state: &[f32]) -> Vec<f32> {
+        assert_eq!(state.len() as u64, self.hidden, "a head takes hidden states of its own length");
+        let dot =
+            |row: &[f32]| row.iter().zip(state).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>();
+        let bias = |idx: usize| self.bias.as_ref().map_or(0.0, |bias| f64::from(bias[idx]));
+        let rows = self.weight.chunks_exact(state.len());
+        rows.enumerate().map(|(idx, row)| (dot(row) + bias(idx)) as f32).collect()
+    }
+
     /// Reads the head that a GGUF file carries, if it carries one; adapters and merged models do so alike.
     ///
     /// # Errors
@@ -113,6 +128,35 @@ pub fn labels_in(folder: &Path) -> Result<Option<(Vec<String>, &'static str)>, F
     Ok(None)
 }
 
+/// The labels in a file: JSON with an object `id2label`, or text with one label a line. White space around
+/// a line is no part of it, and empty lines are none.
+///
+/// # Errors
+///
+/// `BadJson`, `BadLabels`, or `File`.
+pub fn labels_of(path: &Path) -> Result<Vec<String>, Fault> {
+    const FILE: &str = "the list of labels";
+    let missing = || io::Error::new(io::ErrorKind::NotFound, "there is no such file");
+    let text =
+        read_file(path, FILE, MAX_TEXT_BYTES)?.ok_or_else(|| Fault::File { file: FILE, error: missing() })?;
+    let text = String::from_utf8(text)
+        .map_err(|_| Fault::BadLabels { file: FILE, reason: "it is no UTF-8 text".into() })?;
+    if text.trim_start().starts_with('{') {
+        let bad = |reason: String| Fault::BadJson { file: FILE, reason };
+        let parsed: serde_json::Value =
+            serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
+        let map = parsed.get("id2label").and_then(serde_json::Value::as_object);
+        return in_order(map.ok_or_else(|| bad("it has no object id2label".into()))?, FILE);
+    }
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let labels: Vec<String> = lines.map(str::to_owned).collect();
+    if labels.is_empty() {
+        return Err(Fault::BadLabels { file: FILE, reason: "it has no labels".into() });
+    }
+    check_labels(&labels, FILE)?;
+    Ok(labels)
+}
+
 fn in_order(
     map: &serde_json::Map<String, serde_json::Value>,
     file: &'static str,
@@ -147,8 +191,12 @@ fn check_labels(labels: &[String], file: &'static str) -> Result<(), Fault> {
 
 /// Reads a small file of a folder; none where there is none.
 pub(crate) fn read_text(folder: &Path, file: &'static str, limit: u64) -> Result<Option<Vec<u8>>, Fault> {
-    let path = folder.join(file);
-    let size_bytes = match fs::metadata(&path) {
+    read_file(&folder.join(file), file, limit)
+}
+
+/// Reads a small file, which errors call `file`; none where there is none.
+pub(crate) fn read_file(path: &Path, file: &'static str, limit: u64) -> Result<Option<Vec<u8>>, Fault> {
+    let size_bytes = match fs::metadata(path) {
         Ok(found) if found.is_file() => found.len(),
         Ok(_) => {
             let error = io::Error::new(io::ErrorKind::InvalidInput, "this is not a regular file");
@@ -160,5 +208,19 @@ pub(crate) fn read_text(folder: &Path, file: &'static str, limit: u64) -> Result
     if size_bytes > limit {
         return Err(Fault::FileTooLarge { file, size_bytes, limit });
     }
-    fs::read(&path).map(Some).map_err(|error| Fault::File { file, error })
+    fs::read(path).map(Some).map_err(|error| Fault::File { file, error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_a_matrix_and_a_bias() {
+        let labels = vec!["a".to_owned(), "b".to_owned()];
+        let mut head = Head { weight: vec![1.0, 2.0, -1.0, 0.5], bias: None, labels, hidden: 2 };
+        assert_eq!(head.logits(&[3.0, 4.0]), [11.0, -1.0]);
+        head.bias = Some(vec![0.5, -0.5]);
+        assert_eq!(head.logits(&[3.0, 4.0]), [11.5, -1.5]);
+    }
 }

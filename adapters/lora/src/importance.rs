@@ -1,13 +1,14 @@
 //! An importance matrix: how much each column of a matrix matters, by the inputs that a calibration text
 //! sends through it.
 //!
-//! Read from llama.cpp's files, both as GGUF (`general.type` = `imatrix`) and in the older plain format.
+//! Read from llama.cpp's files, both as GGUF (`general.type` = `imatrix`) and in the older plain format, and
+//! written as the former. Who measures it is not known here.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use quern_gguf::{Gguf, TensorInfo, TensorType};
+use quern_gguf::{Array, ByteStrings, Gguf, GgufError, GgufWriter, Problem, TensorInfo, TensorType, Value};
 
 use crate::codec::{Codec, Plain};
 use crate::error::PipelineError;
@@ -72,6 +73,64 @@ impl Importance {
     /// Whether none was.
     pub fn is_empty(&self) -> bool {
         self.columns.is_empty()
+    }
+}
+
+/// What a calibration text sent through a model's matrices, as it was measured.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Measured {
+    /// For each matrix its name, the sum of squares of each column of its inputs, and how many inputs there
+    /// were.
+    pub inputs: Vec<(String, Vec<f64>, u64)>,
+    /// What the text is called.
+    pub dataset: String,
+    /// How many pieces of it were read.
+    pub num_chunks: u32,
+    /// The length of a piece, in tokens.
+    pub chunk_len: u32,
+}
+
+impl Measured {
+    /// The importance of each matrix's columns: the means of the squares.
+    pub fn importance(&self) -> Importance {
+        let mean = |(name, sums, num_rows): &(String, Vec<f64>, u64)| {
+            let mean = sums.iter().map(|sum| (sum / *num_rows as f64) as f32).collect();
+            (name.clone(), mean)
+        };
+        let measured = self.inputs.iter().filter(|(_, _, num_rows)| *num_rows > 0);
+        Importance::from_columns(measured.map(mean).collect())
+    }
+
+    /// Writes a GGUF file as llama.cpp's own tool does, which llama.cpp's quantiser and
+    /// [`Importance::read`] read. It appears under its name only when it is whole. Blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// A name occurs twice, or the disk refused.
+    pub fn write(&self, path: &Path) -> Result<(), PipelineError> {
+        let writer = self.header().map_err(|problem| GgufError { path: path.to_owned(), problem })?;
+        let mut stream = writer.create(path)?;
+        for (name, sums, num_rows) in &self.inputs {
+            let sums: Vec<u8> = sums.iter().flat_map(|sum| (*sum as f32).to_le_bytes()).collect();
+            stream.write(&format!("{name}.in_sum2"), |out| out.write_all(&sums))?;
+            let count = (*num_rows as f32).to_le_bytes();
+            stream.write(&format!("{name}.counts"), |out| out.write_all(&count))?;
+        }
+        Ok(stream.finish()?)
+    }
+
+    fn header(&self) -> Result<GgufWriter, Problem> {
+        let mut writer = GgufWriter::new();
+        let datasets: ByteStrings = [self.dataset.as_str()].iter().collect();
+        writer.set("general.type", "imatrix")?;
+        writer.set("imatrix.datasets", Value::Array(Array::Strings(datasets)))?;
+        writer.set("imatrix.chunk_count", self.num_chunks)?;
+        writer.set("imatrix.chunk_size", self.chunk_len)?;
+        for (name, sums, _) in &self.inputs {
+            writer.tensor(&format!("{name}.in_sum2"), &[sums.len() as u64, 1], TensorType::F32)?;
+            writer.tensor(&format!("{name}.counts"), &[1, 1], TensorType::F32)?;
+        }
+        Ok(writer)
     }
 }
 

@@ -16,6 +16,7 @@
 
 mod adapter;
 mod base;
+mod calibration;
 pub mod cli;
 mod codec;
 mod config;
@@ -37,12 +38,13 @@ mod source;
 
 pub use adapter::{Adapter, Format, Module, Task};
 pub use base::{Mismatch, check_base};
+pub use calibration::{Calibration, Fitted, fit_temperature};
 pub use codec::{Codec, CodecError, Plain, check_numbers, check_sizes};
 pub use config::PeftConfig;
-pub use convert::{Converted, architecture_of, convert};
+pub use convert::{Converted, architecture_of, convert, convert_into};
 pub use error::{AdapterError, Fault, PipelineError};
-pub use head::{Head, labels_in};
-pub use importance::Importance;
+pub use head::{Head, labels_in, labels_of};
+pub use importance::{Importance, Measured};
 pub use merge::{Merge, Part};
 pub use mix::{FileType, Shape, types_for};
 pub use prune::{Prune, Scope};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use common::{Folder, numbers, safetensors_bytes};
 use quern_adapters::{
-    Adapter, FileType, Importance, Merge, Part, Plain, Types, Unchanged, open_source, rewrite,
+    Adapter, FileType, Importance, Measured, Merge, Part, Plain, Types, Unchanged, open_source, rewrite,
 };
 use quern_gguf::{Array, Gguf, GgufWriter, TensorType, Value};
 use safetensors::Dtype;
@@ -253,4 +253,30 @@ fn importance_matrices_of_both_formats_are_read() {
     assert!(told(&number(0)).contains("empty"));
     let nan = [&plain[..plain.len() - 4], &f32::NAN.to_le_bytes()].concat();
     assert!(told(&nan).contains("no number or negative"));
+}
+
+#[test]
+fn what_was_measured_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("imatrix.gguf");
+    let measured = Measured {
+        inputs: vec![
+            ("blk.0.attn_q.weight".into(), vec![2.0, 4.0, 6.0], 4),
+            ("blk.0.ffn_down.weight".into(), vec![1.0], 1),
+        ],
+        dataset: "calibration.txt".into(),
+        num_chunks: 2,
+        chunk_len: 512,
+    };
+    measured.write(&path).unwrap();
+    let importance = Importance::read(&path).unwrap();
+    assert_eq!(importance, measured.importance());
+    assert_eq!(importance.of("blk.0.attn_q.weight"), Some(&[0.5, 1.0, 1.5][..]));
+    // The keys that llama.cpp's quantiser asks for.
+    let gguf = quern_gguf::Gguf::open(&path).unwrap();
+    assert_eq!(gguf.str("general.type").unwrap(), "imatrix");
+    assert_eq!(gguf.strings("imatrix.datasets").unwrap(), ["calibration.txt"]);
+    assert_eq!((gguf.u32("imatrix.chunk_count").unwrap(), gguf.u32("imatrix.chunk_size").unwrap()), (2, 512));
+    let never = Measured { inputs: vec![("a.weight".into(), vec![0.0], 0)], ..Measured::default() };
+    assert!(never.importance().is_empty());
 }

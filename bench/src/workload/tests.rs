@@ -29,6 +29,17 @@ fn a_good_workload_is_read() {
 }
 
 #[test]
+fn only_a_classification_has_several_texts() {
+    let workload = |more: &str| format!("{more}{GOOD}");
+    let many = Workload::parse("probe.toml", &workload("api = \"classify\"\ntexts = 32\n"), None).unwrap();
+    assert_eq!((many.api, many.texts), (Api::Classify, 32));
+    assert_eq!(Workload::parse("probe.toml", GOOD, None).unwrap().texts, 1);
+    let error = error_of(&workload("texts = 2\n"));
+    assert!(error.contains("line 1, key \"texts\""), "{error}");
+    assert!(error_of(&workload("api = \"classify\"\ntexts = 0\n")).contains("line 2, key \"texts\""));
+}
+
+#[test]
 fn syntax_errors_name_line_and_key() {
     let unknown = error_of(&GOOD.replace("non_empty = true", "non_emtpy = true"));
     assert!(unknown.contains("line 13") && unknown.contains("non_emtpy"), "{unknown}");
@@ -57,6 +68,16 @@ fn value_errors_name_line_and_key() {
         let error = error_of(&GOOD.replace(from, to));
         assert!(error.contains(expected), "{to:?} gave {error}");
     }
+}
+
+#[test]
+fn requests_are_spread_over_models_and_mistakes_name_their_line() {
+    let text = format!("{GOOD}\n[models]\nnames = [\"a-{{n}}\"]\ncount = 8\nzipf = 1.0\n");
+    let models = Workload::parse("probe.toml", &text, None).unwrap().models.unwrap();
+    assert_eq!(models.all().len(), 8);
+    let text = text.replace("zipf = 1.0", "zipf = -1.0");
+    let error = Workload::parse("probe.toml", &text, None).unwrap_err().to_string();
+    assert!(error.contains("models.zipf") && error.contains("line"), "{error}");
 }
 
 #[test]

@@ -24,6 +24,10 @@ pub use turns::{AdapterTurns, first_busy};
 /// waste the engine on reading its weights.
 pub const MIN_PREFILL: u32 = 16;
 
+/// The same where no stream would stand still meanwhile: many short prompts are then
+/// computed together, also while a busy machine makes each row look dear.
+pub const MIN_PREFILL_ALONE: u32 = 64;
+
 /// A prefix that a running sequence is about to finish is worth waiting for when
 /// it saves more than this many tokens; the node sees it the same way.
 pub const WORTH_WAITING: u32 = 16;
@@ -75,6 +79,8 @@ pub struct PlanBuilder<'a> {
     num_decoding: u32,
     num_prefilling: u32,
     has_run: bool,
+    /// How long the step should be at most while somebody decodes; 0 is no matter.
+    target_us: u32,
     /// State that those who run will want soon; known once somebody is to start.
     headroom: Option<u32>,
     /// Somebody had to be paused for lack of state, so nobody starts.
@@ -94,9 +100,7 @@ impl<'a> PlanBuilder<'a> {
             num_served += u32::from(is_served);
             num_decoding += u32::from(is_served && left <= 1);
         }
-        let has_long_prompt = || has_long_prompt(waiting, running, adapter);
-        let prefill_left = prefill_rows(step, num_decoding, has_long_prompt);
-        PlanBuilder {
+        let mut plan = PlanBuilder {
             step,
             waiting,
             running,
@@ -104,15 +108,25 @@ impl<'a> PlanBuilder<'a> {
             started: Vec::new(),
             resting: Vec::new(),
             rows_left: step.token_budget,
-            prefill_left: prefill_left.min(step.token_budget),
+            prefill_left: 0,
             kv_left: step.kv_free,
             num_running: running.len() as u32,
             num_decoding,
             num_prefilling: num_served - num_decoding,
             has_run: false,
+            target_us: step.target_step_us,
             headroom: None,
             is_short: false,
-        }
+        };
+        plan.measure_prefill();
+        plan
+    }
+
+    /// Rows that prefill may take, by the streams that go on and the step's time.
+    fn measure_prefill(&mut self) {
+        let has_long_prompt = || has_long_prompt(self.waiting, self.running, self.plan.adapter);
+        let rows = prefill_rows(self.step, self.target_us, self.num_decoding, has_long_prompt);
+        self.prefill_left = rows.min(self.step.token_budget);
     }
 
     /// The adapter that this plan serves, where the step cannot mix them.
@@ -202,9 +216,17 @@ impl<'a> PlanBuilder<'a> {
             }
         }
         if !self.has_run && !self.resting.is_empty() {
-            let has_long_prompt = || has_long_prompt(self.waiting, self.running, self.plan.adapter);
-            let prefill_left = prefill_rows(self.step, self.num_decoding, has_long_prompt);
-            self.prefill_left = prefill_left.min(self.step.token_budget);
+            self.measure_prefill();
+        }
+    }
+
+    /// Makes the step shorter than it may be, so that whoever comes meanwhile waits
+    /// less for the next one. Comes before anybody is given their part, and has no
+    /// effect later, nor where steps have no target or a shorter one.
+    pub fn shorten(&mut self, target_us: u32) {
+        if !self.has_run && (1..self.target_us).contains(&target_us) {
+            self.target_us = target_us;
+            self.measure_prefill();
         }
     }
 
@@ -419,16 +441,24 @@ impl<'a> PlanBuilder<'a> {
 
 /// Rows that prefill may take without making a step longer than it should be. For
 /// a long prompt it is up to twice that time where that fills a tile.
-fn prefill_rows(step: &Step, num_decoding: u32, has_long_prompt: impl FnOnce() -> bool) -> u32 {
+fn prefill_rows(
+    step: &Step,
+    target_us: u32,
+    num_decoding: u32,
+    has_long_prompt: impl FnOnce() -> bool,
+) -> u32 {
     let streams_us = num_decoding.saturating_mul(step.row_us.saturating_add(step.output_us));
     let apart_us = step.fixed_us.saturating_add(streams_us);
-    let (target_us, row_us) = match (step.target_step_us, step.row_us) {
+    let (target_us, row_us) = match (target_us, step.row_us) {
         (0, _) => return step.token_budget,
         // Nothing is known yet: a small first step tells.
-        (_, 0) => return MIN_PREFILL * 4,
+        (_, 0) => return MIN_PREFILL_ALONE,
         known => known,
     };
-    let in_time = (target_us.saturating_sub(apart_us) / row_us).max(MIN_PREFILL);
+    // A step that was made short is short, whoever would like to fill it.
+    let is_open = num_decoding == 0 && target_us == step.target_step_us;
+    let least = if is_open { MIN_PREFILL_ALONE } else { MIN_PREFILL };
+    let in_time = (target_us.saturating_sub(apart_us) / row_us).max(least);
     if step.row_tile <= 1 || !has_long_prompt() {
         return in_time;
     }

@@ -141,6 +141,25 @@ impl FakeEngine {
         out
     }
 
+    /// The logits behind `tokens`: what any scheduler must have got, whatever it did in
+    /// between.
+    #[must_use]
+    pub fn logits_after(config: &FakeConfig, adapter: AdapterId, tokens: &[u32]) -> Vec<f32> {
+        let hash = tokens.iter().fold(SEED, |hash, &token| extend(hash, token, adapter));
+        let mut logits = Vec::new();
+        write_logits(config, hash, tokens.len(), tokens.last().copied(), &mut logits);
+        logits
+    }
+
+    /// The hidden state behind `tokens`.
+    #[must_use]
+    pub fn hidden_after(config: &FakeConfig, adapter: AdapterId, tokens: &[u32]) -> Vec<f32> {
+        let hash = tokens.iter().fold(SEED, |hash, &token| extend(hash, token, adapter));
+        let mut hidden = Vec::new();
+        write_hidden(config, hash, &mut hidden);
+        hidden
+    }
+
     fn take_cell(&mut self) -> usize {
         let cell = self.free_cells.pop().expect("room was checked before the batch");
         self.cells[cell] = 1;
@@ -206,10 +225,7 @@ impl Engine for FakeEngine {
             match row.output {
                 Output::None => {}
                 Output::Logits => write_logits(&self.config, hash, len, Some(row.token), &mut self.logits),
-                Output::Hidden => {
-                    let size = self.config.capabilities.hidden_size;
-                    self.hidden.extend((0..size).map(|idx| unit(mix(hash ^ (idx as u64 + 1)))));
-                }
+                Output::Hidden => write_hidden(&self.config, hash, &mut self.hidden),
             }
         }
         Ok(StepOutput { logits: &self.logits, hidden: &self.hidden })
@@ -328,6 +344,11 @@ fn write_logits(config: &FakeConfig, hash: u64, len: usize, last: Option<u32>, o
     {
         out[start + (last as usize + 1) % vocab] = 12.0;
     }
+}
+
+fn write_hidden(config: &FakeConfig, hash: u64, out: &mut Vec<f32>) {
+    let size = config.capabilities.hidden_size as u64;
+    out.extend((1..=size).map(|idx| unit(mix(hash ^ idx))));
 }
 
 fn argmax(logits: &[f32]) -> u32 {

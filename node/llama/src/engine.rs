@@ -20,6 +20,7 @@ use quern_engine::{
 use crate::config::{FlashAttention, KvType, LlamaConfig};
 use crate::ffi::{Decode, Session};
 use crate::info::ModelInfo;
+use crate::inputs::{Inputs, MatrixInputs};
 use crate::load::{LlamaModel, LoadError};
 use crate::{log, saved};
 
@@ -101,6 +102,19 @@ impl LlamaEngine {
     #[must_use]
     pub fn model_info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    /// From the next step on, adds up the squares of what goes into each of the
+    /// model's matrices. Steps take a little longer meanwhile. A matrix of the last
+    /// layer sees only rows with an output.
+    pub fn measure_inputs(&mut self) {
+        self.session.set_inputs(Some(Inputs::default()));
+    }
+
+    /// Ends what [`LlamaEngine::measure_inputs`] began and gives what was measured,
+    /// by the matrices' names; nothing where nothing was begun.
+    pub fn take_inputs(&mut self) -> Vec<MatrixInputs> {
+        self.session.set_inputs(None).map_or_else(Vec::new, Inputs::into_matrices)
     }
 
     /// Checks that each row continues its sequence, and gives back the
@@ -293,8 +307,11 @@ impl Engine for LlamaEngine {
             let (path, why) = (String::new(), format!("adapter {} is not loaded", id.0));
             return Err(EngineError::Adapter { path, why });
         }
+        // Letting go of another than the present one costs the next step nothing.
+        if self.adapter == id {
+            self.use_adapter(AdapterId::BASE)?;
+        }
         self.session.forget_adapter(id.0);
-        self.adapter = AdapterId::BASE;
         Ok(())
     }
 }

@@ -24,7 +24,7 @@ use llama_cpp_sys_2 as sys;
 
 use crate::log::{self, Level};
 
-pub(crate) use model::Model;
+pub(crate) use model::{Model, VocabularySize};
 pub(crate) use session::{Decode, Session};
 
 /// Sends llama.cpp's log lines to [`crate::log`].

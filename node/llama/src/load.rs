@@ -5,8 +5,10 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use quern_gguf::Gguf;
+
 use crate::config::{ConfigError, LlamaConfig, physical_cores};
-use crate::ffi::{self, Model, Session};
+use crate::ffi::{self, Model, Session, VocabularySize};
 use crate::info::ModelInfo;
 use crate::widen::{self, Widened};
 use crate::{backends, log};
@@ -138,14 +140,21 @@ impl LlamaModel {
         if !progress(0.0) {
             return Err(LoadError::Cancelled);
         }
-        let widened = widened_for_cpu(path, config, threads.1);
+        // A file that cannot be read here is llama.cpp's to complain about.
+        let gguf = Gguf::open(path).ok();
+        let widened = gguf.as_ref().and_then(|gguf| widened_for_cpu(gguf, config, threads.1));
+        // Text is none of this crate's business, and llama.cpp's tables for it take
+        // some 50 MB with a vocabulary of 152,000.
+        let vocabulary = gguf.as_ref().and_then(vocabulary_size);
+        drop(gguf);
         let readable = widened.as_ref().map_or_else(|| path_buf.clone(), Widened::path);
         let mut cancelled = false;
         let mut watched = |part: f32| {
             cancelled = !progress(part);
             !cancelled
         };
-        let (model, lines) = log::capture(|| Model::load(&readable, config, &mut watched));
+        let (model, lines) =
+            log::capture(|| Model::load(&readable, config, vocabulary.as_ref(), &mut watched));
         let Some(model) = model else {
             let reason = || lines.reason().replace(&*readable.to_string_lossy(), &path.to_string_lossy());
             return Err(if cancelled { LoadError::Cancelled } else { model_error(path_buf, reason()) });
@@ -191,14 +200,20 @@ impl LlamaModel {
 
 /// The model as the CPU computes with it fastest, where that is not as it lies
 /// on the disk. Failing at it costs speed only.
-fn widened_for_cpu(path: &Path, config: &LlamaConfig, threads: u32) -> Option<Widened> {
+fn widened_for_cpu(gguf: &Gguf, config: &LlamaConfig, threads: u32) -> Option<Widened> {
     if !config.repack || uses_gpu(config) {
         return None;
     }
-    widen::widen(path, threads).unwrap_or_else(|error| {
-        tracing::warn!(path = %path.display(), error = %error, "Q5_0 weights stay as they are, which is slower");
+    widen::widen(gguf, threads).unwrap_or_else(|error| {
+        tracing::warn!(path = %gguf.path().display(), error = %error, "Q5_0 weights stay as they are, which is slower");
         None
     })
+}
+
+fn vocabulary_size(gguf: &Gguf) -> Option<VocabularySize> {
+    let num_tokens = u32::try_from(gguf.byte_strings("tokenizer.ggml.tokens").ok()?.len()).ok()?;
+    let architecture = gguf.architecture().ok()?.to_owned();
+    (num_tokens > 0).then_some(VocabularySize { architecture, num_tokens })
 }
 
 /// Whether a GPU computes anything; plug-ins must have been loaded.

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use quern_engine::{AdapterId, Engine as _, EngineError, Output, Row, suite};
-use quern_gguf::TensorType;
 use quern_gguf::tiny::{Arch, TinySpec, write};
+use quern_gguf::{GgufWriter, TensorType};
 use quern_llama::{FlashAttention, KvType, LlamaConfig, LlamaEngine, LlamaModel, LoadError};
 
 /// A folder with one tiny model, removed with the value.
@@ -226,4 +226,74 @@ fn a_bad_adapter_leaves_nothing_behind() {
     assert!(matches!(&error, EngineError::Adapter { why, .. } if why.contains("adapter")), "{error}");
     assert!(engine.unload_adapter(AdapterId(1)).is_err());
     assert!(engine.load_adapter(AdapterId::BASE, &tiny.path()).is_err());
+}
+
+/// A LoRA on the first layer's queries, which changes all that follows.
+fn lora(path: &Path, amount: f32) {
+    const HIDDEN: u64 = 256;
+    const RANK: u64 = 2;
+    let mut writer = GgufWriter::new();
+    for (key, value) in
+        [("general.architecture", "qwen2"), ("general.type", "adapter"), ("adapter.type", "lora")]
+    {
+        writer.set(key, value).expect("a tiny adapter can be written");
+    }
+    writer.set("adapter.lora.alpha", RANK as f32).expect("a tiny adapter can be written");
+    let names = ["blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b"];
+    writer.tensor(names[0], &[HIDDEN, RANK], TensorType::F32).expect("a tiny adapter can be written");
+    writer.tensor(names[1], &[RANK, HIDDEN], TensorType::F32).expect("a tiny adapter can be written");
+    let mut stream = writer.create(path).expect("a tiny adapter can be written");
+    for (name, salt) in names.into_iter().zip([3u64, 5]) {
+        let number = |idx: u64| ((idx * salt % 17) as f32 - 8.0) * amount;
+        let bytes: Vec<u8> = (0..HIDDEN * RANK).flat_map(|idx| number(idx).to_le_bytes()).collect();
+        stream.write(name, |out| out.write_all(&bytes)).expect("a tiny adapter can be written");
+    }
+    stream.finish().expect("a tiny adapter can be written");
+}
+
+#[test]
+fn adapters_change_what_is_computed_and_nothing_else() {
+    let tiny = Tiny::new(Arch::Qwen2);
+    let model = Arc::new(LlamaModel::load(&tiny.path(), &small(), &mut |_| true).expect("the model loads"));
+    let mut engine = LlamaEngine::on(&model).expect("a context fits");
+    let mut other = LlamaEngine::on(&model).expect("another one fits");
+    let [one, two] = [(AdapterId(1), 0.02), (AdapterId(2), 0.03)].map(|(id, amount)| {
+        let path = tiny.folder.path().join(format!("{}.gguf", id.0));
+        lora(&path, amount);
+        (id, path)
+    });
+    fn logits(engine: &mut LlamaEngine, adapter: AdapterId) -> Vec<f32> {
+        let row = |pos: u32| {
+            let output = if pos == 5 { Output::Logits } else { Output::None };
+            Row { seq: 0, pos, token: 3 + pos * 7, adapter, output }
+        };
+        let rows: Vec<Row> = (0..6).map(row).collect();
+        let logits = engine.step(&rows).expect("the step works").logits.to_vec();
+        engine.truncate(0, 0).expect("a sequence can be dropped");
+        logits
+    }
+    let base = logits(&mut engine, AdapterId::BASE);
+    for (id, path) in [&one, &two] {
+        engine.load_adapter(*id, path).expect("it fits the model");
+        // What was loaded needs its file no more.
+        std::fs::remove_file(path).unwrap();
+    }
+    let with_one = logits(&mut engine, one.0);
+    let with_two = logits(&mut engine, two.0);
+    assert!(base != with_one && with_one != with_two && base != with_two);
+    assert_eq!(logits(&mut engine, AdapterId::BASE), base);
+    // Letting go of another than the present one changes nothing.
+    assert_eq!(logits(&mut engine, two.0), with_two);
+    engine.unload_adapter(one.0).expect("it is loaded");
+    assert_eq!(logits(&mut engine, two.0), with_two);
+    engine.unload_adapter(two.0).expect("it is loaded, and the present one");
+    assert_eq!(logits(&mut engine, AdapterId::BASE), base);
+    let row = Row { seq: 0, pos: 0, token: 1, adapter: two.0, output: Output::None };
+    assert!(matches!(engine.step(&[row]), Err(EngineError::InvalidBatch { .. })));
+    // A number may be used again, and an engine's adapters are its own.
+    lora(&one.1, 0.02);
+    engine.load_adapter(two.0, &one.1).expect("its number is free");
+    assert_eq!(logits(&mut engine, two.0), with_one);
+    assert_eq!(logits(&mut other, AdapterId::BASE), base);
+    assert!(matches!(other.step(&[row]), Err(EngineError::InvalidBatch { .. })));
 }

@@ -5,11 +5,14 @@
 
 use std::time::Instant;
 
-use quern_engine::{EngineError, TokenId};
+use quern_engine::{AdapterId, EngineError, TokenId};
 
+use crate::adapters::Readiness;
+use crate::batch::Part;
 use crate::draft::DraftAsk;
 use crate::plan::Plan;
-use crate::request::Event;
+use crate::request::{Event, Failure};
+use crate::score::Branch;
 use crate::sequence::{Sequence, Task};
 use crate::snapshot::{better_later, reuse};
 use crate::step_loop::StepLoop;
@@ -48,6 +51,7 @@ impl StepLoop {
             let last = self.running.last().map(|sequence| sequence.id);
             last.into_iter().for_each(|id| self.preempt(id));
         }
+        self.add_branches();
         self.add_drafts(budget);
         self.batch.write_rows(&self.running);
         self.stalled = self.batch.parts.is_empty() && self.waiting.len() + self.running.len() > 0;
@@ -57,13 +61,72 @@ impl StepLoop {
     fn add_rows(&mut self, id: u64, chunk: usize, budget: &mut usize) {
         let Some(index) = self.running.iter().position(|sequence| sequence.id == id) else { return };
         let sequence = &self.running[index];
+        let adapter = sequence.adapter;
         let room = self.cache.available() - self.batch.num_rows.min(self.cache.available());
-        let len = self.batch.fits(&self.caps, sequence, chunk.min(*budget), room);
-        if len == 0 || !self.make_room(self.batch.num_rows + len) {
+        let wanted = chunk.min(*budget).min(sequence.left());
+        let len = self.batch.fits(&self.caps, sequence, wanted, room);
+        if len == 0 || sequence.ended || !self.bring(adapter) || !self.make_room(self.batch.num_rows + len) {
             return;
         }
-        self.batch.add(index, &self.running[index], len);
-        *budget -= len;
+        let sequence = &self.running[index];
+        let spare = if sequence.scores_paths().is_some() { wanted - len } else { 0 };
+        self.batch.add(index, sequence, len, spare);
+        *budget -= len + spare;
+    }
+
+    /// Forks prompts for the label paths that the plan has rows for, each for this step
+    /// alone. What finds no room, output or slot comes in a later step.
+    fn add_branches(&mut self) {
+        for part in 0..self.batch.parts.len() {
+            let Part { running, len, spare, .. } = self.batch.parts[part];
+            let sequence = &self.running[running];
+            let Some(scoring) = sequence.scores_paths().filter(|_| spare > 0) else { continue };
+            let (adapter, prompt) = (sequence.adapter, sequence.tokens[..sequence.prompt_len].to_vec());
+            let own = (sequence.computed..sequence.computed + len).filter_map(|idx| sequence.label_node(idx));
+            let mut claimed: Vec<usize> = own.collect();
+            for path in scoring.others() {
+                let is_new = |node: &usize| !claimed.contains(node);
+                let rows = path.into_iter().map(|(token, node)| (token, node.filter(is_new))).collect();
+                let branch = Branch { slot: 0, rows };
+                if !self.fits_branch(part, &branch) {
+                    break;
+                }
+                let found = self.cache.find(adapter, &prompt).map(|found| (found, prompt.len()));
+                let found = found.filter(|(found, len)| found.len == *len);
+                let Some(slot) = found.and_then(|_| self.cache.open(adapter, found, &mut self.ops)) else {
+                    break;
+                };
+                self.apply_ops();
+                claimed.extend(branch.outputs());
+                self.batch.add_branch(part, Branch { slot, ..branch });
+            }
+        }
+    }
+
+    fn fits_branch(&mut self, part: usize, branch: &Branch) -> bool {
+        let num_rows = branch.rows.len();
+        num_rows <= self.batch.parts[part].spare
+            && num_rows <= self.caps.max_rows - self.batch.num_rows
+            && branch.outputs().count() <= self.caps.max_outputs - self.batch.num_outputs
+            && self.make_room(self.batch.num_rows + num_rows)
+    }
+
+    /// Whether the engine has an adapter for the step, brought there if need be. One
+    /// that cannot be had ends all who ask for it.
+    fn bring(&mut self, adapter: AdapterId) -> bool {
+        let (batch, running) = (&self.batch, &self.running);
+        let in_step = |id| batch.parts.iter().any(|part| running[part.running].adapter == id);
+        match self.residents.prepare(adapter, &mut *self.engine, in_step) {
+            Readiness::Ready => true,
+            Readiness::NoRoom => false,
+            Readiness::Failed(why) => {
+                let all = self.waiting.iter_mut().chain(&mut self.running);
+                for sequence in all.filter(|sequence| sequence.adapter == adapter && !sequence.ended) {
+                    sequence.end(Event::Failed(Failure::Adapter(why.clone())));
+                }
+                false
+            }
+        }
     }
 
     /// Guesses ahead for decoding sequences, as far as the step has room.
@@ -111,6 +174,9 @@ impl StepLoop {
     fn admit(&mut self, id: u64) -> bool {
         let Some(index) = self.waiting.iter().position(|sequence| sequence.id == id) else { return false };
         let sequence = &self.waiting[index];
+        if sequence.ended {
+            return false;
+        }
         let reuse = reuse(sequence, &self.running, &self.cache);
         // A start without room for at least one token would only be undone.
         let taken = self.batch.num_rows + reuse.kv_need - (sequence.left() - reuse.cached) + 1;
@@ -120,6 +186,12 @@ impl StepLoop {
         {
             return false;
         }
+        // Asked for before it starts, so that whoever fails here was never begun.
+        let adapter = sequence.adapter;
+        if self.batch.takes(&self.caps, adapter) && !self.bring(adapter) {
+            return false;
+        }
+        let sequence = &self.waiting[index];
         let saved = sequence.saved.as_ref().map_or(0, |&(_, len)| len);
         let found = self.cache.find(sequence.adapter, sequence.reusable()).filter(|found| found.len >= saved);
         let found = found.map(|found| (found, found.len));

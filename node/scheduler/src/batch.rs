@@ -6,6 +6,7 @@
 
 use quern_engine::{AdapterId, Capabilities, Output, Row, TokenId};
 
+use crate::score::Branch;
 use crate::sequence::Sequence;
 
 /// One sequence's share of a step.
@@ -17,6 +18,10 @@ pub(crate) struct Part {
     pub(crate) len: usize,
     /// Guessed tokens that are computed behind them.
     pub(crate) drafts: Vec<TokenId>,
+    /// Planned rows that are left for label paths beside the sequence's own.
+    pub(crate) spare: usize,
+    /// Label paths that are computed in slots of their own.
+    pub(crate) branches: Vec<Branch>,
     /// Rows of output that the engine gives for this part.
     pub(crate) num_outputs: usize,
     /// Tokens of state that hold once outputs are known: known tokens and
@@ -25,7 +30,7 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// Rows in the batch.
+    /// Rows of the sequence's own slot.
     pub(crate) fn num_rows(&self) -> usize {
         self.len + self.drafts.len()
     }
@@ -50,33 +55,38 @@ impl Batch {
         (self.num_rows, self.num_outputs) = (0, 0);
     }
 
-    /// How many of `wanted` tokens of `sequence` can join this batch.
-    pub(crate) fn fits(&self, caps: &Capabilities, sequence: &Sequence, wanted: usize, room: usize) -> usize {
-        let other_adapter = self.adapter.is_some_and(|adapter| adapter != sequence.adapter);
-        let other_output = self.output.is_some_and(|output| output != sequence.output());
-        if (other_adapter && !caps.mixes_adapters) || (other_output && !caps.mixes_outputs) {
-            return 0;
-        }
-        let len = wanted.min(sequence.left()).min(caps.max_rows - self.num_rows).min(room);
-        let outputs_left = caps.max_outputs - self.num_outputs;
-        let finishes = len == sequence.left();
-        match () {
-            () if sequence.outputs_each_row() => len.min(outputs_left),
-            // All but the last token can go in without an output.
-            () if finishes && outputs_left == 0 => len - 1,
-            () => len,
-        }
+    /// Whether rows of an adapter can join.
+    pub(crate) fn takes(&self, caps: &Capabilities, adapter: AdapterId) -> bool {
+        caps.mixes_adapters || self.adapter.is_none_or(|present| present == adapter)
     }
 
-    /// Adds `len` tokens of the running sequence at index `running`.
-    pub(crate) fn add(&mut self, running: usize, sequence: &Sequence, len: usize) {
-        let finishes = len == sequence.left();
-        let num_outputs = if sequence.outputs_each_row() { len } else { usize::from(finishes) };
+    /// How many of `wanted` tokens of `sequence` can join this batch.
+    pub(crate) fn fits(&self, caps: &Capabilities, sequence: &Sequence, wanted: usize, room: usize) -> usize {
+        let other_output = self.output.is_some_and(|output| output != sequence.output());
+        if !self.takes(caps, sequence.adapter) || (other_output && !caps.mixes_outputs) {
+            return 0;
+        }
+        let len = wanted.min(sequence.known_left()).min(caps.max_rows - self.num_rows).min(room);
+        let mut outputs_left = caps.max_outputs - self.num_outputs;
+        let ends_before = |idx: &usize| {
+            let wants = sequence.wants_output(sequence.computed + idx);
+            let fits = !wants || outputs_left > 0;
+            outputs_left -= usize::from(wants && fits);
+            !fits
+        };
+        (0..len).find(ends_before).unwrap_or(len)
+    }
+
+    /// Adds `len` tokens of the running sequence at index `running`, and `spare` planned
+    /// rows beside them.
+    pub(crate) fn add(&mut self, running: usize, sequence: &Sequence, len: usize, spare: usize) {
+        let rows = sequence.computed..sequence.computed + len;
+        let num_outputs = rows.filter(|&idx| sequence.wants_output(idx)).count();
         self.adapter = Some(sequence.adapter);
         self.output = Some(sequence.output());
         self.num_rows += len;
         self.num_outputs += num_outputs;
-        self.parts.push(Part { running, len, drafts: Vec::new(), num_outputs, kept: len });
+        self.parts.push(Part { running, len, spare, num_outputs, kept: len, ..Part::default() });
     }
 
     /// Puts guesses behind a part, each with an output.
@@ -88,17 +98,34 @@ impl Batch {
         part.drafts = drafts;
     }
 
+    /// Computes a label path beside a part.
+    pub(crate) fn add_branch(&mut self, part: usize, branch: Branch) {
+        let part = &mut self.parts[part];
+        let num_outputs = branch.outputs().count();
+        self.num_rows += branch.rows.len();
+        self.num_outputs += num_outputs;
+        part.num_outputs += num_outputs;
+        part.spare -= branch.rows.len();
+        part.branches.push(branch);
+    }
+
     /// Writes out the rows, once every part is complete.
     pub(crate) fn write_rows(&mut self, running: &[Sequence]) {
         for part in &self.parts {
             let sequence = &running[part.running];
             let seq = sequence.slot.expect("a running sequence holds a slot");
             let known = &sequence.tokens[sequence.computed..sequence.computed + part.len];
-            let first_output = part.num_rows() - part.num_outputs;
-            for (idx, &token) in known.iter().chain(&part.drafts).enumerate() {
-                let output = if idx >= first_output { sequence.output() } else { Output::None };
-                let pos = (sequence.computed + idx) as u32;
-                self.rows.push(Row { seq, pos, token, adapter: sequence.adapter, output });
+            let mut push = |seq, idx: usize, token, wants: bool| {
+                let output = if wants { sequence.output() } else { Output::None };
+                self.rows.push(Row { seq, pos: idx as u32, token, adapter: sequence.adapter, output });
+            };
+            for (idx, &token) in (sequence.computed..).zip(known.iter().chain(&part.drafts)) {
+                push(seq, idx, token, idx >= sequence.tokens.len() || sequence.wants_output(idx));
+            }
+            for branch in &part.branches {
+                for (idx, &(token, node)) in (sequence.prompt_len..).zip(&branch.rows) {
+                    push(branch.slot, idx, token, node.is_some());
+                }
             }
         }
     }

@@ -16,12 +16,17 @@ use quern_engine::AdapterId;
 
 use crate::plan::{Plan, Planner, Snapshot, StepInfo};
 
-/// Steps that one adapter is served in a row while others have work.
-const ADAPTER_QUANTUM: u32 = 16;
+/// Steps that one adapter is served in a row while others have work, unless it is
+/// told otherwise.
+pub(crate) const ADAPTER_QUANTUM: u32 = 16;
 
 /// Prefill rows that a step takes at least, however slow they are: fewer would
 /// waste the engine on reading its weights.
 const MIN_PREFILL: u32 = 16;
+
+/// The same where no stream would stand still meanwhile: many short prompts are then
+/// computed together, also while a busy machine makes each row look dear.
+const MIN_PREFILL_ALONE: u32 = 64;
 
 /// From this length on, a prompt's attention costs enough to plan for it.
 const LONG_PROMPT: u32 = 512;
@@ -34,12 +39,20 @@ const LONG_WAIT_US: u32 = 1_000_000;
 pub(crate) const WORTH_WAITING: u32 = 16;
 
 /// See the module's text.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct BuiltinPlanner {
+    /// Steps that one adapter is served in a row while others have work.
+    quantum: u32,
     /// Steps that the present adapter was served in a row.
     turn: u32,
     /// The step in which each adapter was last served; those without work are forgotten.
     served: HashMap<AdapterId, u64>,
+}
+
+impl Default for BuiltinPlanner {
+    fn default() -> Self {
+        BuiltinPlanner::with_quantum(ADAPTER_QUANTUM)
+    }
 }
 
 /// What is still to be given out in the step that is planned.
@@ -71,6 +84,12 @@ impl Planner for BuiltinPlanner {
 }
 
 impl BuiltinPlanner {
+    /// Serves an adapter for so many steps in a row while others have work.
+    #[must_use]
+    pub fn with_quantum(quantum: u32) -> BuiltinPlanner {
+        BuiltinPlanner { quantum: quantum.max(1), turn: 0, served: HashMap::new() }
+    }
+
     /// Adapters with work, best first: the present one for a quantum, then
     /// whoever was served longest ago.
     fn adapters(&mut self, snapshot: &Snapshot) -> Vec<AdapterId> {
@@ -80,7 +99,7 @@ impl BuiltinPlanner {
         adapters.sort_unstable();
         adapters.dedup();
         self.served.retain(|adapter, _| adapters.contains(adapter));
-        let over = self.turn >= ADAPTER_QUANTUM;
+        let over = self.turn >= self.quantum;
         adapters.sort_by_key(|&adapter| ((adapter == last) == over, self.served.get(&adapter).copied()));
         adapters
     }
@@ -119,9 +138,10 @@ fn budget(snapshot: &Snapshot, adapter: Option<AdapterId>) -> Left {
     let prefill = match (step.target_step_us, step.row_us) {
         (0, _) => step.token_budget,
         // Nothing is known yet: a small first step tells.
-        (_, 0) => MIN_PREFILL * 4,
+        (_, 0) => MIN_PREFILL_ALONE,
         (target, row) => {
-            let in_time = (target.saturating_sub(apart) / row).max(MIN_PREFILL);
+            let least = if decoding == 0 { MIN_PREFILL_ALONE } else { MIN_PREFILL };
+            let in_time = (target.saturating_sub(apart) / row).max(least);
             let at_most = target.saturating_mul(2).saturating_sub(apart) / row;
             if has_long_prompt(snapshot, adapter) {
                 fill_tile(step, decoding, in_time, at_most)

@@ -32,6 +32,7 @@ impl StepLoop {
 
     /// Makes the books agree with what the step did.
     pub(crate) fn commit(&mut self) {
+        self.close_branches();
         for part in &self.batch.parts {
             let sequence = &mut self.running[part.running];
             let slot = sequence.slot.expect("a running sequence holds a slot");
@@ -45,6 +46,9 @@ impl StepLoop {
             }
             self.cache.append(slot, &sequence.tokens[sequence.computed..computed]);
             sequence.computed = computed;
+            if sequence.next_path() {
+                self.cache.cut(slot, sequence.prompt_len, &mut self.ops);
+            }
             if !part.drafts.is_empty() {
                 self.metrics.accepted_tokens.increment((part.kept - part.len) as u64);
             }
@@ -61,6 +65,14 @@ impl StepLoop {
         }
     }
 
+    /// Forgets the label paths that were computed for this step alone.
+    fn close_branches(&mut self) {
+        for branch in self.batch.parts.iter_mut().flat_map(|part| part.branches.drain(..)) {
+            self.cache.release(branch.slot, false, &mut self.ops);
+        }
+        self.apply_ops();
+    }
+
     /// Lets go of sequences that need no more work.
     pub(crate) fn drop_ended(&mut self) {
         let (cache, ops, completions) = (&mut self.cache, &mut self.ops, &self.completions);
@@ -72,7 +84,7 @@ impl StepLoop {
                 self.saved_bytes -= state.len();
             }
             if let Some(slot) = sequence.slot.take() {
-                let keep = self.config.prefix_cache && !sequence.poisoned;
+                let keep = self.config.prefix_cache && !sequence.poisoned && sequence.is_worth_keeping();
                 cache.release(slot, keep, ops);
             }
             if completions.are_wanted() {
@@ -104,6 +116,7 @@ impl StepLoop {
     fn recover(&mut self, error: &EngineError) {
         self.costs.num_steps += 1;
         let ids: Vec<u64> = self.batch.parts.iter().map(|part| self.running[part.running].id).collect();
+        self.close_branches();
         self.batch.clear();
         if let EngineError::OutOfKv { wanted } = error {
             tracing::warn!(wanted, "the engine had less room than the books say");
@@ -132,6 +145,11 @@ fn take_output(running: &mut [Sequence], batch: &mut Batch, output: StepOutput<'
                 let (mine, rest) = logits.split_at(part.num_outputs * caps.vocab_size);
                 logits = rest;
                 draw(sequence, part, mine, caps);
+            }
+            Task::Score(_) => {
+                let (mine, rest) = logits.split_at(part.num_outputs * caps.vocab_size);
+                logits = rest;
+                score(sequence, part, mine, caps);
             }
             Task::Embed(embedding) => {
                 let (mine, rest) = hidden.split_at(part.num_outputs * caps.hidden_size);
@@ -175,6 +193,21 @@ fn draw(sequence: &mut Sequence, part: &mut Part, logits: &[f32], caps: &Capabil
         && part.num_outputs > 0
     {
         length.record(part.drafts.len() as u32, (part.kept - part.len) as u32);
+    }
+}
+
+/// Takes in the logits behind labels' nodes, those of the sequence's own path first.
+fn score(sequence: &mut Sequence, part: &Part, logits: &[f32], caps: &Capabilities) {
+    let own = sequence.computed..sequence.computed + part.len;
+    let mut nodes: Vec<usize> = own.filter_map(|idx| sequence.label_node(idx)).collect();
+    nodes.extend(part.branches.iter().flat_map(|branch| branch.outputs()));
+    let Task::Score(scoring) = &mut sequence.task else { return };
+    for (&node, row) in nodes.iter().zip(logits.chunks_exact(caps.vocab_size)) {
+        scoring.see(node, row);
+    }
+    if scoring.knows_prompt() && scoring.settle() {
+        let scores = scoring.scores();
+        sequence.end(Event::Scores(scores));
     }
 }
 

@@ -1,16 +1,17 @@
 //! The way in: what is handed over, a load gauge, and a pulse for health checks.
 //! The queue that bounds it is in `queue.rs`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::adapters::AdapterLoad;
 use crate::completed::{Completion, Completions};
 use crate::pace::{Limits, Pace, Pulse};
 use crate::plan::Planner;
 use crate::queue::{Permit, Queue, Refused};
-use crate::request::Request;
+use crate::request::{Failure, Request};
 
 /// What the scheduler holds at the moment, read without a lock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -55,6 +56,7 @@ pub(crate) struct Shared {
     /// Whether the step thread has ended, in whatever way.
     pub(crate) dead: AtomicBool,
     pub(crate) pulse: Pulse,
+    adapters: Mutex<AdapterLoad>,
 }
 
 /// Counts of requests and of their prompt tokens.
@@ -102,7 +104,13 @@ impl Shared {
             busy: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             pulse: Pulse::new(limits),
+            adapters: Mutex::default(),
         })
+    }
+
+    /// Written and read as a whole.
+    pub(crate) fn adapters(&self) -> MutexGuard<'_, AdapterLoad> {
+        self.adapters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn beat(&self) {
@@ -117,8 +125,10 @@ pub(crate) enum Command {
     SetPlanner(Box<dyn Planner>),
     SetLimits(Limits),
     SetCompletions(Completions),
+    /// Adapters were retired; every turn of the loop looks.
+    LookAtAdapters,
     /// Fail whatever is left and end the thread.
-    Stop,
+    Stop(Failure),
 }
 
 /// Submits work to one scheduler. Cheap to clone; never blocks.
@@ -198,6 +208,19 @@ impl Handle {
         self.commands.try_send(command).map_err(|_| Refused::Closed)
     }
 
+    /// Has the loop let go of retired adapters now, also when it has nothing to do.
+    pub fn look_at_adapters(&self) {
+        // A loop whose way in is full is awake and looks by itself; one that has ended
+        // holds nothing.
+        let _ = self.commands.try_send(Command::LookAtAdapters);
+    }
+
+    /// Which adapters it has to do with.
+    #[must_use]
+    pub fn adapters(&self) -> AdapterLoad {
+        self.shared.adapters().clone()
+    }
+
     /// How fast the loop goes.
     #[must_use]
     pub fn pace(&self) -> Pace {
@@ -219,15 +242,15 @@ impl Handle {
     pub fn stop(&self) {
         self.close();
         // A full channel means that commands are still being read, so this ends.
-        let _ = self.commands.send(Command::Stop);
+        let _ = self.commands.send(Command::Stop(Failure::ShuttingDown));
     }
 
-    /// As [`Handle::stop`], without waiting; false while there is no room for
-    /// the command.
+    /// As [`Handle::stop`], without waiting, and what is left is told why; false
+    /// while there is no room for the command.
     #[must_use]
-    pub fn try_stop(&self) -> bool {
+    pub fn try_stop(&self, why: Failure) -> bool {
         self.close();
-        !matches!(self.commands.try_send(Command::Stop), Err(TrySendError::Full(_)))
+        !matches!(self.commands.try_send(Command::Stop(why)), Err(TrySendError::Full(_)))
     }
 
     /// What was handed over and has not ended.

@@ -10,11 +10,11 @@ use crate::plan::{Plan, Snapshot};
 
 /// Steps for which choices are repeated at most, whatever a plan allows: a policy
 /// that is rid of a mistake should not live with it for long.
-pub(crate) const MAX_HOLD: u32 = 256;
+pub const MAX_HOLD: u32 = 256;
 
 /// Choices that are in force for some more steps.
 #[derive(Debug)]
-pub(crate) struct Hold {
+pub struct Hold {
     left: u32,
     /// Ids of running sequences, in order, and whether each decodes.
     running: Vec<(u64, bool)>,
@@ -26,7 +26,8 @@ pub(crate) struct Hold {
 
 impl Hold {
     /// What can be repeated of a plan that was checked against this snapshot.
-    pub(crate) fn after(snapshot: &Snapshot, plan: &Plan) -> Option<Hold> {
+    #[must_use]
+    pub fn after(snapshot: &Snapshot, plan: &Plan) -> Option<Hold> {
         if plan.hold_steps == 0 {
             return None;
         }
@@ -63,7 +64,7 @@ impl Hold {
     }
 
     /// The choices as a plan for this snapshot; `None` when they do not hold any more.
-    pub(crate) fn repeat(&mut self, snapshot: &Snapshot) -> Option<Plan> {
+    pub fn repeat(&mut self, snapshot: &Snapshot) -> Option<Plan> {
         self.left = self.left.checked_sub(1)?;
         let running = &snapshot.running;
         let now = running.id.iter().zip(&running.prompt_left).map(|(&id, &left)| (id, left == 1));

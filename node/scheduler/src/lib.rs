@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod adapters;
 mod assemble;
 mod batch;
 pub mod builtin;
@@ -17,7 +18,7 @@ pub mod constraint;
 mod cost;
 pub mod draft;
 mod handle;
-mod hold;
+pub mod hold;
 mod metrics;
 mod pace;
 pub mod plan;
@@ -25,6 +26,7 @@ pub mod prefix_cache;
 mod queue;
 pub mod request;
 pub mod sampler;
+mod score;
 mod sequence;
 mod snapshot;
 mod step_loop;
@@ -42,12 +44,15 @@ use crate::builtin::BuiltinPlanner;
 use crate::completed::Completions;
 use crate::draft::Drafter;
 use crate::plan::Planner;
+use crate::request::Failure;
 use crate::step_loop::{StepCosts, StepLoop};
 
+pub use adapters::{AdapterFiles, AdapterLoad, AdapterSource};
 pub use completed::{Completion, Outcome};
 pub use handle::{Backlog, Handle, Load, NotTaken};
 pub use pace::{Limits, Pace};
 pub use queue::{Permit, Queue, Refused};
+pub use score::LabelTrie;
 
 /// Places in the command channel beyond those that permits can fill.
 const SPARE_COMMANDS: usize = 16;
@@ -88,6 +93,15 @@ pub struct SchedulerConfig {
     pub preemption: Preemption,
     /// Host memory for the state of paused sequences, in bytes.
     pub host_state_bytes: usize,
+    /// The adapters that requests may name, shared with whoever registers them.
+    pub adapters: AdapterFiles,
+    /// Adapters that the engine holds at once, at least 1.
+    pub max_adapters: usize,
+    /// Bytes that they may take there together.
+    pub max_adapter_bytes: u64,
+    /// Steps that one adapter is served in a row while others have work, where a step
+    /// cannot mix them.
+    pub adapter_quantum: u32,
     /// Tokens to guess ahead at most, where there is a drafter.
     pub max_draft: u32,
     /// Check all books after every step; costs time, meant for tests.
@@ -106,6 +120,10 @@ impl Default for SchedulerConfig {
             max_cached: 0,
             preemption: Preemption::Recompute,
             host_state_bytes: 256 << 20,
+            adapters: AdapterFiles::default(),
+            max_adapters: 8,
+            max_adapter_bytes: 1 << 30,
+            adapter_quantum: builtin::ADAPTER_QUANTUM,
             max_draft: 8,
             check_invariants: false,
         }
@@ -179,21 +197,26 @@ fn build(
     }
     let (sender, commands) = mpsc::sync_channel(config.max_queued + SPARE_COMMANDS);
     let shared = handle::Shared::new(queue.clone(), caps.kv_capacity, config.limits());
+    let builtin = || BuiltinPlanner::with_quantum(config.adapter_quantum);
+    let (files, max_bytes) = (config.adapters.clone(), config.max_adapter_bytes);
+    let residents = adapters::Residents::new(files, config.max_adapters, max_bytes);
     let scheduler = StepLoop {
-        planner: planner.unwrap_or_else(|| Box::new(BuiltinPlanner::default())),
-        fallback: BuiltinPlanner::default(),
+        planner: planner.unwrap_or_else(|| Box::new(builtin())),
+        fallback: builtin(),
         drafter,
         commands,
         shared: Arc::clone(&shared),
         metrics: metrics::SchedulerMetrics::register(),
         cache: prefix_cache::PrefixCache::new(caps.kv_capacity, caps.max_sequences),
         ops: Vec::new(),
+        residents,
         waiting: Vec::new(),
         running: Vec::new(),
         snapshot: plan::Snapshot::default(),
         batch: batch::Batch::default(),
         costs: StepCosts::default(),
         hold: None,
+        parting: Failure::ShuttingDown,
         completions: Completions::default(),
         last_adapter: AdapterId::BASE,
         saved_bytes: 0,

@@ -277,6 +277,28 @@ impl PrefixCache {
         }
     }
 
+    /// Forgets what a live slot holds past its first `len` tokens, of which there is at
+    /// least one.
+    pub fn cut(&mut self, slot: SeqId, len: usize, ops: &mut Vec<KvOp>) {
+        let Slot { node, len: have, live } = *self.slot(slot);
+        if have as usize <= len {
+            return;
+        }
+        debug_assert!(live && len > 0);
+        let all = Match { node, within: self.nodes[node].tokens.len(), len: have as usize };
+        let target = self.node_ending_at(all, len);
+        // Splitting may have moved the slot's end.
+        let old = self.slot(slot).node;
+        self.add_to_path(target, live);
+        self.remove_from_path(old, live);
+        self.nodes[old].ends.retain(|&s| s != slot);
+        self.prune(old);
+        self.nodes[target].ends.push(slot);
+        *self.slot_mut(slot) = Slot { node: target, len: len as u32, live };
+        ops.push(KvOp::Truncate { seq: slot, len: len as u32 });
+        self.drop_redundant(target, ops);
+    }
+
     /// Cuts cached tails, least recently used first, until at most `max` tokens
     /// are held by nobody who runs.
     pub fn keep_cached(&mut self, max: usize, ops: &mut Vec<KvOp>) {

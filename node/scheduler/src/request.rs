@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use quern_engine::{AdapterId, TokenId};
 
+use crate::LabelTrie;
 use crate::constraint::Constraint;
 
 /// Unique for the life of the process.
@@ -51,6 +52,21 @@ pub enum Work {
         /// Where the vector goes.
         sink: Box<dyn Sink>,
     },
+    /// How likely each of some continuations is.
+    Score(Score),
+}
+
+/// Labels to score behind a prompt.
+pub struct Score {
+    /// The labels in tokens, as they would stand behind the prompt.
+    pub labels: Arc<LabelTrie>,
+    /// Labels that are at most this times as likely as the likeliest need not be
+    /// computed; they score what is known of their first tokens, which is no less than
+    /// their due. So each probability over `n` labels is at most `n * skip_below` off.
+    /// 0 skips none.
+    pub skip_below: f32,
+    /// Where the scores go.
+    pub sink: Box<dyn Sink>,
 }
 
 /// The terms of generation, the same for each choice.
@@ -129,7 +145,7 @@ pub struct TokenLogprobs {
     pub top: Vec<(TokenId, f32)>,
 }
 
-/// What happens to one sequence. `Finished`, `Embedding` and `Failed` end it.
+/// What happens to one sequence. `Finished`, `Embedding`, `Scores` and `Failed` end it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// It left the queue.
@@ -150,6 +166,9 @@ pub enum Event {
     Finished(FinishReason),
     /// The prompt's vector, `[hidden]`, not normalised.
     Embedding(Vec<f32>),
+    /// The log-probability of each label, `[num_labels]`: the sum over its tokens of the
+    /// log-softmax over the whole vocabulary. Natural logarithm.
+    Scores(Vec<f32>),
     /// It ended without an answer.
     Failed(Failure),
 }
@@ -180,12 +199,18 @@ pub enum Failure {
     /// The engine failed in a step that this sequence was part of.
     #[error("the engine failed: {0}")]
     Engine(String),
+    /// The adapter that it asks for cannot be brought to the engine.
+    #[error("the adapter cannot be used: {0}")]
+    Adapter(String),
     /// The constraint could not go on.
     #[error("the constraint failed: {0}")]
     Constraint(String),
     /// The node stops.
     #[error("the node is shutting down")]
     ShuttingDown,
+    /// Whoever computed it was ended before it was done, and the node goes on.
+    #[error("the worker that computed this was ended before it was done; ask again")]
+    WorkerEnded,
     /// Nobody is there to compute it, and nobody could be brought.
     #[error("no worker could be started: {0}")]
     NoWorker(String),

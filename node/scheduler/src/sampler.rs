@@ -288,25 +288,54 @@ fn draw_from_row(row: &LogitRow<'_>, peak: Peak, scale: f32, work: &Work, target
     last as TokenId
 }
 
+/// Log-softmax of the engine's own logits, for each of `tokens`. A token outside of the
+/// row is impossible.
+pub(crate) fn log_probabilities(logits: &[f32], tokens: impl Iterator<Item = TokenId>) -> Vec<f32> {
+    let mut scratch = SCRATCH.take().unwrap_or_default();
+    let softmax = LogSoftmax::of(&LogitRow::new(logits), &mut scratch.work);
+    SCRATCH.set(Some(scratch));
+    let logit = |token: TokenId| logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    tokens.map(|token| softmax.logprob(logit(token))).collect()
+}
+
+/// What log-softmax needs to know of a row.
+#[derive(Debug, Clone, Copy)]
+struct LogSoftmax {
+    peak: f32,
+    normaliser: f64,
+}
+
+impl LogSoftmax {
+    /// Leaves the blocks' maxima in `work`.
+    fn of(row: &LogitRow<'_>, work: &mut Work) -> LogSoftmax {
+        let Work { maxima, sums, .. } = work;
+        let peak = row.scan(maxima).logit;
+        let normaliser = match peak {
+            f32::INFINITY => (row.count(f32::INFINITY) as f64).ln(),
+            max => f64::from(max) + row.sum(max, LOG2_E, maxima, sums).ln(),
+        };
+        LogSoftmax { peak, normaliser }
+    }
+
+    fn logprob(&self, logit: f32) -> f32 {
+        match self.peak {
+            f32::INFINITY if logit == f32::INFINITY => -self.normaliser as f32,
+            f32::INFINITY => f32::NEG_INFINITY,
+            _ if logit > f32::NEG_INFINITY => ((f64::from(logit) - self.normaliser) as f32).min(0.0),
+            _ => f32::NEG_INFINITY,
+        }
+    }
+}
+
 /// Log-softmax of the engine's own logits, for `token` and the `count` likeliest.
 fn logprobs_of(logits: &[f32], token: TokenId, count: usize, work: &mut Work) -> TokenLogprobs {
-    let Work { maxima, sums, floats, candidates } = work;
     let row = LogitRow::new(logits);
-    let peak = row.scan(maxima);
-    let normaliser = match peak.logit {
-        f32::INFINITY => (logits.iter().filter(|&&x| x == f32::INFINITY).count() as f64).ln(),
-        max => f64::from(max) + row.sum(max, LOG2_E, maxima, sums).ln(),
-    };
-    let logprob = |logit: f32| match peak.logit {
-        f32::INFINITY if logit == f32::INFINITY => -normaliser as f32,
-        f32::INFINITY => f32::NEG_INFINITY,
-        _ if logit > f32::NEG_INFINITY => ((f64::from(logit) - normaliser) as f32).min(0.0),
-        _ => f32::NEG_INFINITY,
-    };
+    let softmax = LogSoftmax::of(&row, work);
+    let Work { maxima, floats, candidates, .. } = work;
     let mut top = Vec::new();
-    if count > 0 && peak.logit > f32::NEG_INFINITY {
+    if count > 0 && softmax.peak > f32::NEG_INFINITY {
         candidates.gather(&row, maxima, row.cutoff_for(count, maxima, floats));
-        top.extend(candidates.likeliest(count).map(|(token, logit)| (token, logprob(logit))));
+        top.extend(candidates.likeliest(count).map(|(token, logit)| (token, softmax.logprob(logit))));
     }
-    TokenLogprobs { logprob: logprob(logits[token as usize]), top }
+    TokenLogprobs { logprob: softmax.logprob(logits[token as usize]), top }
 }

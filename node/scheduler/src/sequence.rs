@@ -15,6 +15,11 @@ use crate::draft::DraftLength;
 use crate::queue::Permit;
 use crate::request::{Event, Failure, FinishReason, NameIx, Pooling, RequestId, Sink};
 use crate::sampler::Sampler;
+use crate::score::Scoring;
+
+/// Prompts that are only read and shorter than this are computed again sooner than
+/// every row of every step walks past what is kept of them.
+const SHORT_PROMPT: usize = 32;
 
 /// See the module's text.
 pub(crate) struct Sequence {
@@ -26,7 +31,7 @@ pub(crate) struct Sequence {
     pub(crate) priority: u8,
     pub(crate) deadline: Option<Instant>,
     pub(crate) arrived: Instant,
-    /// All known tokens: the prompt, then the answer.
+    /// All known tokens: the prompt, then the answer, or the label path that is scored.
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) prompt_len: usize,
     /// Tokens whose state the slot holds: `tokens[..computed]`.
@@ -56,6 +61,7 @@ pub(crate) struct Sequence {
 pub(crate) enum Task {
     Generate(Box<Generation>),
     Embed(Embedding),
+    Score(Box<Scoring>),
 }
 
 pub(crate) struct Generation {
@@ -74,44 +80,92 @@ pub(crate) struct Embedding {
 }
 
 impl Sequence {
-    /// Tokens to compute before the next one can be drawn; 1 while decoding.
+    /// Tokens to compute before the next one can be drawn; 1 while decoding. Where labels
+    /// are scored, those of other paths are among them once the prompt is computed.
     pub(crate) fn left(&self) -> usize {
+        self.known_left() + self.scores_paths().map_or(0, Scoring::num_other_rows)
+    }
+
+    /// Known tokens to compute in the sequence's own slot.
+    pub(crate) fn known_left(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// The labels to be scored, once the prompt that they follow is computed.
+    pub(crate) fn scores_paths(&self) -> Option<&Scoring> {
+        match &self.task {
+            Task::Score(scoring) if self.computed >= self.prompt_len => Some(scoring),
+            _ => None,
+        }
     }
 
     /// New tokens so far.
     pub(crate) fn generated(&self) -> usize {
-        self.tokens.len() - self.prompt_len
+        match &self.task {
+            Task::Score(_) => 0,
+            _ => self.tokens.len() - self.prompt_len,
+        }
     }
 
     /// New tokens at most.
     pub(crate) fn max_new(&self) -> usize {
         match &self.task {
             Task::Generate(generation) => generation.max_new,
-            Task::Embed(_) => 0,
+            Task::Embed(_) | Task::Score(_) => 0,
         }
     }
 
     /// The tokens whose state may come from the cache. The last one never may,
-    /// since its output is wanted; a mean wants every token's output.
+    /// since its output is wanted; a mean wants every token's output, labels that are
+    /// scored that of every token behind the prompt.
     pub(crate) fn reusable(&self) -> &[TokenId] {
         match &self.task {
             Task::Embed(Embedding { pooling: Pooling::Mean, .. }) => &[],
+            Task::Score(scoring) if scoring.knows_prompt() => &self.tokens[..self.prompt_len],
             _ => &self.tokens[..self.tokens.len() - 1],
         }
+    }
+
+    /// Whether its state may serve a prompt that begins alike.
+    pub(crate) fn is_worth_keeping(&self) -> bool {
+        !matches!(self.task, Task::Embed(_)) || self.prompt_len >= SHORT_PROMPT
     }
 
     /// The kind of output that this sequence's steps give.
     pub(crate) fn output(&self) -> Output {
         match &self.task {
-            Task::Generate(_) => Output::Logits,
+            Task::Generate(_) | Task::Score(_) => Output::Logits,
             Task::Embed(_) => Output::Hidden,
         }
     }
 
-    /// Whether every row has an output, not only the last known token's.
-    pub(crate) fn outputs_each_row(&self) -> bool {
-        matches!(&self.task, Task::Embed(Embedding { pooling: Pooling::Mean, .. }))
+    /// Whether the output behind the known token at `idx` is wanted.
+    pub(crate) fn wants_output(&self, idx: usize) -> bool {
+        match &self.task {
+            Task::Embed(Embedding { pooling: Pooling::Mean, .. }) => true,
+            Task::Score(_) => self.label_node(idx).is_some(),
+            _ => idx + 1 == self.tokens.len(),
+        }
+    }
+
+    /// The labels' node whose logits the known token at `idx` gives, if they are wanted.
+    pub(crate) fn label_node(&self, idx: usize) -> Option<usize> {
+        let Task::Score(scoring) = &self.task else { return None };
+        let behind = (idx + 1).checked_sub(self.prompt_len)?;
+        scoring.wants(behind.checked_sub(1))
+    }
+
+    /// Goes on with the next of the labels' paths, if the last one, or the prompt, is
+    /// computed. Whether it was.
+    pub(crate) fn next_path(&mut self) -> bool {
+        let is_done = self.known_left() == 0;
+        let Task::Score(scoring) = &mut self.task else { return false };
+        if is_done {
+            self.computed = self.prompt_len;
+            self.tokens.truncate(self.prompt_len);
+            self.tokens.extend(scoring.choose_path());
+        }
+        is_done
     }
 
     /// Sends an event; nobody listening ends the sequence.

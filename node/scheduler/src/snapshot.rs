@@ -7,6 +7,8 @@
 
 use std::time::Instant;
 
+use quern_engine::AdapterId;
+
 use crate::builtin::WORTH_WAITING;
 use crate::plan::{NO_DEADLINE, Running, Snapshot, Waiting};
 use crate::prefix_cache::{PrefixCache, common_prefix};
@@ -21,9 +23,11 @@ pub(crate) fn fill(
     waiting: &[Sequence],
     running: &[Sequence],
     cache: &PrefixCache,
+    tier: impl Fn(AdapterId) -> u8,
     now: Instant,
 ) {
     fill_waiting(&mut snapshot.waiting, waiting, running, cache, now);
+    refill(&mut snapshot.waiting.adapter_tier, waiting, |s| tier(s.adapter));
     fill_running(&mut snapshot.running, running, now);
 }
 
@@ -75,7 +79,8 @@ fn fill_waiting(
         priority,
         tenant,
         adapter,
-        adapter_tier,
+        // Filled by the caller.
+        adapter_tier: _,
     } = table;
     refill(id, waiting, |s| s.id);
     refill(age_us, waiting, |s| micros(now.saturating_duration_since(s.arrived)));
@@ -85,7 +90,6 @@ fn fill_waiting(
     refill(priority, waiting, |s| s.priority);
     refill(tenant, waiting, |s| s.tenant);
     refill(adapter, waiting, |s| s.adapter);
-    refill(adapter_tier, waiting, |_| 2);
     refill(kv_need, waiting, |s| s.left() as u32);
     cached.clear();
     pending.clear();

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use quern_engine::{AdapterId, Capabilities, Engine};
 
+use crate::adapters::Residents;
 use crate::batch::Batch;
 use crate::builtin::BuiltinPlanner;
 use crate::completed::{Completions, Outcome};
@@ -22,8 +23,9 @@ use crate::metrics::SchedulerMetrics;
 use crate::plan::{self, Plan, Planner, Snapshot, StepInfo};
 use crate::prefix_cache::{KvOp, PrefixCache};
 use crate::queue::Permit;
-use crate::request::{Event, Failure, Generate, Request, Work};
+use crate::request::{Event, Failure, Generate, Request, Score, Work};
 use crate::sampler::Sampler;
+use crate::score::Scoring;
 use crate::sequence::{Embedding, Generation, Sequence, Task};
 use crate::{SchedulerConfig, snapshot};
 
@@ -51,6 +53,8 @@ pub(crate) struct StepLoop {
     pub(crate) metrics: SchedulerMetrics,
     pub(crate) cache: PrefixCache,
     pub(crate) ops: Vec<KvOp>,
+    /// The adapters on the engine.
+    pub(crate) residents: Residents,
     /// Not started, or preempted; in order of arrival.
     pub(crate) waiting: Vec<Sequence>,
     /// Holding state; in order of their last start.
@@ -72,6 +76,8 @@ pub(crate) struct StepLoop {
     pub(crate) stalled: bool,
     /// Requests that may follow on the answers which the last step finished.
     pub(crate) expected: usize,
+    /// What those who are left are told in the end.
+    pub(crate) parting: Failure,
     /// When the last step was done.
     pub(crate) committed: Instant,
     /// When the present turn of the loop began to plan.
@@ -98,7 +104,8 @@ impl StepLoop {
             self.step();
             self.commit();
         }
-        self.fail_all(&Failure::ShuttingDown);
+        let parting = self.parting.clone();
+        self.fail_all(&parting);
     }
 
     /// Takes in commands and drops what nobody waits for. Blocks while there is
@@ -158,6 +165,7 @@ impl StepLoop {
             }
         }
         self.reap();
+        self.drop_retired();
         self.shared.beat();
         true
     }
@@ -173,12 +181,16 @@ impl StepLoop {
                 self.hold = None;
             }
             Command::SetCompletions(completions) => self.completions = completions,
+            Command::LookAtAdapters => {}
             Command::SetLimits(limits) => {
                 self.config.limit(limits, &self.caps);
                 self.hold = None;
                 self.shared.pulse.set_limits(self.config.limits());
             }
-            Command::Stop => return false,
+            Command::Stop(why) => {
+                self.parting = why;
+                return false;
+            }
         }
         true
     }
@@ -193,11 +205,18 @@ impl StepLoop {
             Work::Embed { pooling, sink } => {
                 vec![(Task::Embed(Embedding { pooling, sum: Vec::new() }), sink)]
             }
+            Work::Score(Score { labels, skip_below, sink }) => {
+                vec![(Task::Score(Box::new(Scoring::new(labels, skip_below))), sink)]
+            }
         };
         let capacity = self.caps.kv_capacity.min(self.caps.max_sequence_len);
         for (task, mut sink) in tasks {
-            let wants_answer = usize::from(matches!(task, Task::Generate(_)));
-            if prompt.is_empty() || prompt.len() + wants_answer > capacity {
+            let num_behind = match &task {
+                Task::Generate(_) => 1,
+                Task::Embed(_) => 0,
+                Task::Score(scoring) => scoring.max_depth(),
+            };
+            if prompt.is_empty() || prompt.len() + num_behind > capacity {
                 // Nobody listening is no error: the request is over either way.
                 let _ = sink.send(Event::Failed(Failure::TooLong { tokens: prompt.len(), capacity }));
                 continue;
@@ -257,11 +276,29 @@ impl StepLoop {
         self.drop_ended();
     }
 
+    /// Lets go of adapters that were retired, and of the state computed with them.
+    fn drop_retired(&mut self) {
+        if !self.residents.drop_retired(&mut *self.engine) {
+            return;
+        }
+        let is_retired = |id: &AdapterId| !self.residents.is_offered(*id);
+        let retired: Vec<AdapterId> = self.cache.adapters().filter(is_retired).collect();
+        for id in retired {
+            // A sequence may still hold some, until it fails for want of its adapter.
+            if !self.cache.forget_adapter(id, &mut self.ops) {
+                self.residents.look_again();
+            }
+        }
+        self.apply_ops();
+        self.publish_load();
+    }
+
     /// Asks the planner, checks what it says, and falls back where it is wrong.
     pub(crate) fn plan(&mut self) -> Plan {
         let now = Instant::now();
         self.planning_started = now;
-        snapshot::fill(&mut self.snapshot, &self.waiting, &self.running, &self.cache, now);
+        let tier = |adapter| self.residents.tier(adapter);
+        snapshot::fill(&mut self.snapshot, &self.waiting, &self.running, &self.cache, tier, now);
         let cost = self.costs.model.now();
         self.snapshot.step = StepInfo {
             seq: self.costs.num_steps,
@@ -331,10 +368,25 @@ impl StepLoop {
         shared.pulse.waiting_tokens.store(waiting_tokens, Ordering::Relaxed);
         shared.kv_used.store(self.cache.used(), Ordering::Relaxed);
         shared.kv_live.store(self.cache.live(), Ordering::Relaxed);
+        self.publish_adapters();
         shared.inside.store(self.waiting.len() + self.running.len(), Ordering::Release);
         // Last, so that whoever sees a request taken in sees it waiting or running too.
         shared.seen.tokens.store(self.seen_tokens, Ordering::Release);
         shared.seen.requests.store(self.seen_requests, Ordering::Release);
+    }
+
+    /// Says which adapters there is work for, and which are there.
+    fn publish_adapters(&self) {
+        fn each_once(to: &mut Vec<AdapterId>, from: impl Iterator<Item = AdapterId>) {
+            to.clear();
+            to.extend(from.filter(|&adapter| adapter != AdapterId::BASE));
+            to.sort_unstable();
+            to.dedup();
+        }
+        let mut load = self.shared.adapters();
+        each_once(&mut load.running, self.running.iter().map(|sequence| sequence.adapter));
+        each_once(&mut load.waiting, self.waiting.iter().map(|sequence| sequence.adapter));
+        each_once(&mut load.resident, self.residents.ids());
     }
 
     fn fail_all(&mut self, failure: &Failure) {
@@ -347,6 +399,7 @@ impl StepLoop {
     /// Checks what must hold between two steps; for tests and debug builds.
     pub(crate) fn assert_consistent(&self) {
         self.cache.assert_consistent();
+        self.residents.assert_consistent();
         for sequence in &self.running {
             let slot = sequence.slot.expect("a running sequence holds a slot");
             assert_eq!(self.cache.len(slot), sequence.computed);

@@ -1,7 +1,9 @@
 //! The scheduler on the fake engine: what it must do, and what must never be.
 
+mod adapters;
 mod cache;
 mod harness;
 mod hold;
 mod property;
 mod runs;
+mod score;

@@ -6,14 +6,17 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use quern_gguf::Gguf;
+use quern_adapters::{AdapterError, Fault, Head};
+use quern_gguf::{Gguf, GgufError};
 use quern_scheduler::draft::VocabMismatch;
 use quern_text::{
     ChatTemplate, ConstraintCompileError, ConstraintFactory, TemplateError, Tokenizer, TokenizerError,
 };
 
 use super::App;
+use super::classifiers::ClassifierError;
 use super::engines::Engines;
+use crate::adapters::{self, Base, Found, Named};
 use crate::config::{Config, EngineKind};
 use crate::policies::recordings::{RecordError, Recordings};
 use crate::policies::{Policies, PoliciesError};
@@ -48,6 +51,26 @@ pub enum LoadError {
     /// The draft model is of another family.
     #[error("scheduler.draft_model: {0}")]
     DraftModel(#[from] VocabMismatch),
+    /// A classifier cannot serve.
+    #[error(transparent)]
+    Classifier(#[from] ClassifierError),
+    /// The calibration beside the model cannot be read.
+    #[error(transparent)]
+    Calibration(#[from] AdapterError),
+    /// The model's file does not say what it is.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The classification head in the model's file cannot be used.
+    #[error("classification head: {0}")]
+    Head(#[from] Fault),
+    /// An adapter that the configuration names cannot be served.
+    #[error("adapter `{name}`: {source}")]
+    Adapter {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: adapters::Error,
+    },
     /// A policy cannot serve.
     #[error(transparent)]
     Policies(#[from] PoliciesError),
@@ -66,8 +89,17 @@ pub(super) struct Loaded {
     pub(super) engines: Engines,
     pub(super) text: Text,
     pub(super) policies: Policies,
+    pub(super) adapters: Adapters,
+    /// The classification head in the model's file.
+    pub(super) head: Option<Head>,
     /// When the file was written, as Unix time.
     pub(super) created: u64,
+}
+
+/// Adapters that are served from the start, and what they are for.
+pub(super) struct Adapters {
+    pub(super) base: Base,
+    pub(super) found: Vec<(Named, Found)>,
 }
 
 /// What lies between text and tokens.
@@ -81,24 +113,27 @@ pub(super) struct Text {
 pub(super) fn load(app: &App, cancelled: &AtomicBool) -> Result<Loaded, LoadError> {
     let began = Instant::now();
     let weights = Engines::weights(app);
-    let (loaded, text, policies) = thread::scope(|scope| {
+    let (loaded, text, policies, adapters) = thread::scope(|scope| {
         let text = scope.spawn(|| load_text(&app.config, &app.gguf));
         let policies = scope.spawn(|| load_policies(&app.config));
+        let adapters = scope.spawn(|| look_at_adapters(app));
         let is_read = app.config.engine.kind == EngineKind::Llama;
         let loaded = is_read.then(|| weights.get(cancelled)).transpose();
         let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let policies = policies.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        (loaded, text, policies)
+        let adapters = adapters.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (loaded, text, policies, adapters)
     });
-    // A policy that cannot serve is known long before a model that can.
-    let policies = policies?;
+    // A policy or an adapter that cannot serve is known long before a model that can.
+    let (policies, adapters) = (policies?, adapters?);
+    let head = Head::from_metadata(app.gguf.metadata())?;
     // Kept until the first worker has a share of its own.
     let (_weights, text) = (loaded?, text?);
     let engines = Engines::new(app, weights, text.tokenizer.vocab_size(), policies.clone());
     let parts = engines.parts(cancelled)?;
     let written = app.model.path.metadata().and_then(|meta| meta.modified()).ok();
     let created = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs());
-    Ok(Loaded { parts, took: began.elapsed(), engines, text, policies, created })
+    Ok(Loaded { parts, took: began.elapsed(), engines, text, policies, adapters, head, created })
 }
 
 fn load_policies(config: &Config) -> Result<Policies, LoadError> {
@@ -109,6 +144,17 @@ fn load_policies(config: &Config) -> Result<Policies, LoadError> {
         recordings.start(None, None)?;
     }
     Ok(policies.recording(recordings))
+}
+
+fn look_at_adapters(app: &App) -> Result<Adapters, LoadError> {
+    let base = app.base()?;
+    let named = app.config.adapter.iter().map(|adapter| {
+        let found = base.look_at(&adapter.path);
+        let found = found.map_err(|source| LoadError::Adapter { name: adapter.name.clone(), source })?;
+        Ok((adapter.to_named(), found))
+    });
+    let found = named.collect::<Result<_, LoadError>>()?;
+    Ok(Adapters { base, found })
 }
 
 pub(super) fn load_text(config: &Config, gguf: &Gguf) -> Result<Text, LoadError> {

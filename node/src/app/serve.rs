@@ -11,13 +11,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use quern_scheduler::AdapterFiles;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Loaded, load};
+use super::classifiers::{Base, classifiers};
+use super::load::{Adapters, LoadError, Loaded, load};
 use super::{App, AppError};
+use crate::adapters::{Order, Origin, Registry, keep_watching};
 use crate::config::Speculation;
 use crate::http::{Node, RenderMetrics, ServeError, Settings, serve_admin, serve_public};
+use crate::metrics::Served;
 use crate::policies::keep_tuning;
 use crate::serving::{Model, Recent};
 use crate::workers::{StartError, Workers, keep_scaling};
@@ -80,8 +85,9 @@ impl App {
         };
         let (app, loaded) = loaded.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))?;
 
-        let running = Running::start(app, loaded, admin, settings, metrics)?;
+        let mut running = Running::start(app, loaded, admin, settings, metrics)?;
         waiting.end(GOODBYE).await?;
+        running.adapters_found().await;
         ready(public_addr, &running.model_id);
         running.until(stop).await
     }
@@ -142,6 +148,9 @@ struct Running {
     workers: Workers,
     tuning: JoinHandle<()>,
     scaling: JoinHandle<()>,
+    watching: JoinHandle<()>,
+    /// Ready when the folder of adapters was read for the first time.
+    first_look: oneshot::Receiver<()>,
     public: Serving,
     admin: Serving,
     metrics: PrometheusHandle,
@@ -157,16 +166,40 @@ impl Running {
         metrics: PrometheusHandle,
     ) -> Result<Running, AppError> {
         let App { config, model, public, .. } = app;
-        let Loaded { parts, took, engines, policies, .. } = loaded;
-        let caps = parts.engine.capabilities().clone();
+        let caps = loaded.parts.engine.capabilities().clone();
+        let head = loaded.head.clone().map(Arc::new);
+        let base = Base {
+            path: &model.path,
+            head: head.as_ref(),
+            text: &loaded.text,
+            hidden_size: caps.hidden_size,
+        };
+        let temperature = base.temperature().map_err(LoadError::from)?;
+        let classifiers = classifiers(&config.classifier, &base).map_err(LoadError::from)?;
+        let Loaded { parts, took, engines, policies, adapters, .. } = loaded;
+        let files = AdapterFiles::default();
         let speculate = config.scheduler.speculation != Speculation::Off;
         let workers = Workers::start(
             config.workers.to_settings(),
-            config.scheduler.to_scheduler(),
+            config.adapters.to_scheduler(config.scheduler.to_scheduler(), files.clone()),
             parts,
             took,
             Box::new(move |cancelled| engines.parts(cancelled).map_err(StartError::from)),
         )?;
+        let Adapters { base, found } = adapters;
+        let registry = Registry::new(base, config.adapters.to_settings(), files, workers.clone());
+        for (named, found) in found {
+            let order = Order {
+                name: named.name.clone(),
+                path: named.path,
+                in_place: false,
+                expected_generation: None,
+                pin: Some(named.pin),
+                origin: Origin::Configuration,
+            };
+            let added = registry.add(&order, found);
+            added.map_err(|source| LoadError::Adapter { name: named.name, source })?;
+        }
         let recent = Arc::new(Recent::default());
         let served = Arc::new(Model {
             id: model.id.clone(),
@@ -176,18 +209,28 @@ impl Running {
             tokenizer: loaded.text.tokenizer,
             template: loaded.text.template,
             constraints: loaded.text.constraints,
+            adapters: Some(registry.clone()),
+            head,
+            temperature,
             max_sequence_len: caps.max_sequence_len,
             embedding_size: caps.hidden_size,
             defaults: config.generation.to_defaults(speculate),
+            classifiers,
         });
-        let render = render(&metrics, &model.id, &workers);
+        let render = render(&metrics, &model.id, &workers, &registry);
         let node = Node::with_policies(vec![served], Some(policies.clone()), render);
         let limits = workers.pace().limits;
         let tuning =
             keep_tuning(policies.clone(), workers.clone(), Arc::clone(&recent), limits, node.started());
         let (interval, history) = (config.autoscale.interval.0, config.autoscale.history);
         let scaling = keep_scaling(policies, workers.clone(), recent, interval, history);
+        let (looked, first_look) = oneshot::channel();
+        let (watched, interval) =
+            (config.adapters.watched(&config.adapter), config.adapters.watch_interval.0);
+        let period = (!interval.is_zero()).then_some(interval);
         Ok(Running {
+            watching: tokio::spawn(keep_watching(registry, watched, period, looked)),
+            first_look,
             public: Serving::public(public, Arc::clone(&node), settings.clone())?,
             admin: Serving::admin(admin, Arc::clone(&node), settings)?,
             model_id: model.id,
@@ -198,6 +241,12 @@ impl Running {
             metrics,
             drain_timeout: config.shutdown.drain_timeout.0,
         })
+    }
+
+    /// Waits until adapters that lay in the folder at the start are served.
+    async fn adapters_found(&mut self) {
+        // It only ends without a word when it panics, which is seen elsewhere.
+        let _ = (&mut self.first_look).await;
     }
 
     /// Serves until `stop`, then lets requests finish and takes everything apart.
@@ -212,6 +261,7 @@ impl Running {
         upkeep.abort();
         self.tuning.abort();
         self.scaling.abort();
+        self.watching.abort();
         if let Some(error) = failed {
             self.workers.stop();
             return Err(error);
@@ -243,13 +293,22 @@ impl Running {
     }
 }
 
-fn render(metrics: &PrometheusHandle, model_id: &str, workers: &Workers) -> RenderMetrics {
+fn render(
+    metrics: &PrometheusHandle,
+    model_id: &str,
+    workers: &Workers,
+    adapters: &Registry,
+) -> RenderMetrics {
     let (metrics, model_id, workers) = (metrics.clone(), model_id.to_owned(), workers.clone());
+    let (adapters, max_adapters) = (adapters.clone(), adapters.settings().max_resident);
     Box::new(move || {
         let load = workers.load();
         crate::metrics::set_load(&load);
         crate::metrics::set_workers(&workers.status());
-        crate::metrics::render(&metrics, Some((&model_id, load)))
+        let in_work = adapters.in_work();
+        crate::metrics::set_adapters(&adapters, &in_work);
+        let served = Served { model_id: &model_id, load, adapters: &in_work, max_adapters };
+        crate::metrics::render(&metrics, Some(served))
     })
 }
 

@@ -1,6 +1,7 @@
 //! Which values clash, where their types cannot say it.
 
 use super::{Config, EngineKind, Speculation};
+use crate::adapters;
 
 impl Config {
     /// What types cannot say: which values clash. Each with its key.
@@ -19,8 +20,25 @@ impl Config {
             let twice = self.policy[..idx].iter().any(|other| other.name() == policy.name());
             refuse(twice, &format!("policy[{idx}].name"), "another place has this name");
         }
+        for (idx, classifier) in self.classifier.iter().enumerate() {
+            if let Err((field, why)) = classifier.check() {
+                refuse(true, &format!("classifier[{idx}].{field}"), &why);
+            }
+            let twice = self.classifier[..idx].iter().any(|other| other.name == classifier.name);
+            refuse(twice, &format!("classifier[{idx}].name"), "another classifier has this name");
+        }
         refuse(self.recording.goes_nowhere(), "recording.from_start", "recording.folder is not set");
-        for (key, why) in self.workers.check().into_iter().chain(self.autoscale.check()) {
+        for (idx, adapter) in self.adapter.iter().enumerate() {
+            let key = |field: &str| format!("adapter[{idx}].{field}");
+            if let Err(why) = adapters::check_name(&adapter.name) {
+                refuse(true, &key("name"), &why.to_string());
+            }
+            let twice = self.adapter[..idx].iter().any(|other| other.name == adapter.name);
+            refuse(twice, &key("name"), "another adapter has this name");
+            refuse(adapter.path.as_os_str().is_empty(), &key("path"), "it is empty");
+        }
+        let sections = self.workers.check().into_iter().chain(self.autoscale.check());
+        for (key, why) in sections.chain(self.adapters.check()) {
             refuse(true, key, why);
         }
         refuse(self.model.id.as_deref() == Some(""), "model.id", "it is empty");
@@ -57,6 +75,7 @@ impl Config {
             ("http.max_body_bytes", self.http.max_body_bytes.0),
             ("limits.max_n", self.limits.max_n as usize),
             ("limits.max_prompts", self.limits.max_prompts),
+            ("limits.max_texts", self.limits.max_texts),
             ("engine.fake.kv_capacity", self.engine.fake.kv_capacity),
             ("engine.fake.max_sequences", self.engine.fake.max_sequences),
             ("engine.fake.max_sequence_len", self.engine.fake.max_sequence_len),

@@ -155,6 +155,8 @@ impl Scheduler {
             host_state_bytes: self.host_state_bytes.0,
             max_draft: self.max_draft,
             check_invariants: self.check_invariants,
+            // Adapters have a section of their own.
+            ..SchedulerConfig::default()
         }
     }
 }
@@ -231,6 +233,7 @@ impl Default for Limits {
             max_stop_bytes: Bytes(l.max_stop_bytes),
             max_logit_bias: l.max_logit_bias,
             max_prompts: l.max_prompts,
+            max_texts: l.max_texts,
         }
     }
 }
@@ -256,6 +259,7 @@ impl Config {
                 max_stop_bytes: limits.max_stop_bytes.0,
                 max_logit_bias: limits.max_logit_bias,
                 max_prompts: limits.max_prompts,
+                max_texts: limits.max_texts,
             },
             tls: tls.map(|(cert, key)| TlsFiles { cert: cert.clone(), key: key.clone() }),
             api_keys_file: self.auth.api_keys_file.clone(),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{Config, Policy};
+use super::{Adapter, Config, Policy};
 
 /// What this program calls by another name than before, or than others do.
 const RENAMED: &[(&str, &str)] = &[
@@ -98,6 +98,7 @@ pub struct Layers {
     set: BTreeMap<String, (Raw, Origin)>,
     errors: Vec<ConfigError>,
     policies: Vec<PathBuf>,
+    adapters: Vec<Adapter>,
 }
 
 impl Layers {
@@ -140,6 +141,11 @@ impl Layers {
         self.policies.push(file.to_owned());
     }
 
+    /// Adds an adapter, behind those that are configured.
+    pub fn adapter(&mut self, name: &str, path: &Path) {
+        self.adapters.push(Adapter::of(name, path));
+    }
+
     fn set(&mut self, key: String, value: Raw, origin: Origin) {
         self.set.insert(key, (value, origin));
     }
@@ -172,6 +178,7 @@ impl Layers {
             }]
         })?;
         config.policy.extend(self.policies.iter().map(|file| Policy::of_file(file)));
+        config.adapter.extend(self.adapters);
         let wrong = config.check();
         if wrong.is_empty() {
             return Ok(config);

@@ -136,7 +136,9 @@ fn the_example_is_the_default_and_leaves_no_key_out() {
     full.generation.max_tokens = Some(1);
     full.tls = Tls { cert: Some(PathBuf::new()), key: Some(PathBuf::new()) };
     full.auth.api_keys_file = Some(PathBuf::new());
+    full.classifier = vec![Classifier::default()];
     full.recording.folder = Some(PathBuf::new());
+    full.adapters.folder = Some(PathBuf::new());
     let full: toml::Table = full.to_toml().parse().expect("printed TOML");
     assert_eq!(keys("", &example), keys("", &full));
 }

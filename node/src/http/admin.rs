@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::route::{server_header, unknown_url, wrong_method};
 use super::{Node, Settings};
-use super::{admin_policies, admin_recording, admin_workers};
+use super::{admin_adapters, admin_policies, admin_recording, admin_workers};
 use crate::serving::Model;
 
 /// The type that Prometheus scrapes.
@@ -63,7 +63,8 @@ pub(super) fn router(node: Arc<Node>, settings: &Settings) -> Router {
     let server = server_header(settings);
     let policies = admin_policies::router().merge(admin_recording::router());
     let policies = policies.with_state(Arc::clone(&admin.node));
-    let workers = admin_workers::router().with_state(Arc::clone(&admin.node));
+    let workers = admin_workers::router().merge(admin_adapters::router());
+    let workers = workers.with_state(Arc::clone(&admin.node));
     Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))

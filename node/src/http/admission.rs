@@ -6,7 +6,7 @@ use quern_extensions::{AdmissionRequest, Decision};
 use super::reply::Problem;
 use super::route::Front;
 use crate::policies;
-use crate::serving::{Model, Terms};
+use crate::serving::{Model, Served, Terms};
 
 /// Bytes of a body that make a token, roughly: English and JSON around it.
 const BYTES_PER_TOKEN: usize = 4;
@@ -20,21 +20,22 @@ pub(super) struct Wish<'a> {
 }
 
 /// A policy that grants what the node does not have is at fault, not the request.
-fn can_be_followed(decision: &Decision) -> Result<(), String> {
-    match decision {
-        Decision::Accept { adapter: Some(adapter), .. } => {
-            Err(format!("it chose the adapter `{adapter}`, which this node does not have"))
-        }
-        _ => Ok(()),
+fn can_be_followed(model: &Model, decision: &Decision) -> Result<(), String> {
+    let Decision::Accept { adapter: Some(adapter), .. } = decision else { return Ok(()) };
+    let has = model.adapters.as_ref().is_some_and(|adapters| adapters.has(adapter));
+    if has || *adapter == model.id {
+        return Ok(());
     }
+    Err(format!("it chose the adapter `{adapter}`, which this node does not have"))
 }
 
 impl Front {
     /// Lets policies accept, change or refuse a request; gives back how many new
-    /// tokens it may have. Nothing is changed where nobody has an opinion.
+    /// tokens it may have. Nothing is changed where nobody has an opinion. A policy
+    /// that names no adapter leaves the request's; the model's own name means none.
     pub(super) async fn admit(
         &self,
-        model: &Model,
+        model: &mut Served,
         terms: &mut Terms,
         wish: &Wish<'_>,
     ) -> Result<Option<u32>, Problem> {
@@ -46,7 +47,7 @@ impl Front {
             id: terms.first_id,
             tenant: self.node.tenants().name(terms.tenant).map_or_else(String::new, |name| name.to_string()),
             model: model.id.clone(),
-            adapter: None,
+            adapter: model.adapter().map(str::to_owned),
             prompt_tokens: u32::try_from(wish.body_bytes / BYTES_PER_TOKEN).unwrap_or(u32::MAX),
             max_new: wish.max_new.or(model.defaults.max_new).unwrap_or(most),
             priority: terms.priority,
@@ -58,10 +59,15 @@ impl Front {
         };
         let load = policies::node_load(&model.workers, &model.recent, self.node.started());
         let asked_for = request.max_new;
-        match policies.decide(request, load, can_be_followed).await {
+        let checks = Served::base(model);
+        let check = move |decision: &Decision| can_be_followed(&checks, decision);
+        match policies.decide(request, load, check).await {
             None => Ok(wish.max_new),
-            Some(Decision::Accept { priority, max_new, adapter: _ }) => {
+            Some(Decision::Accept { priority, max_new, adapter }) => {
                 terms.priority = priority;
+                if let Some(adapter) = adapter.filter(|adapter| adapter != model.model_id()) {
+                    *model = self.model(Some(&adapter)).await?;
+                }
                 // What was not limited stays so unless the policy limits it.
                 Ok(if max_new == asked_for { wish.max_new } else { Some(max_new) })
             }

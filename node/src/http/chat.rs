@@ -22,7 +22,7 @@ use super::reply::Problem;
 use super::route::{Context, Front};
 use super::sse::{self, Events, Shape};
 use super::unix_now;
-use crate::serving::{Ask, CallDelta, Delta, Finish, Generation, Model, Update, What, prompt};
+use crate::serving::{Ask, CallDelta, Delta, Finish, Generation, Served, Update, What, prompt};
 
 pub(super) async fn handle(
     State(front): State<Arc<Front>>,
@@ -32,11 +32,11 @@ pub(super) async fn handle(
 ) -> Result<Response<Body>, Problem> {
     let received = front.receive_work(&headers, body).await?;
     let request: ChatRequest = received.parse()?;
-    let model = Arc::clone(front.model(request.model.as_deref())?);
+    let mut model = front.model(request.model.as_deref()).await?;
     let mut terms = front.terms(&context, &headers, request.user.as_deref(), request.priority, 1)?;
     let checked = chat_request::check(request, &model, &front.limits, front.node.fresh_seed(terms.first_id))?;
     let wish = Wish { body_bytes: received.len(), max_new: checked.max_new, headers: &headers };
-    let max_new = front.admit(&model, &mut terms, &wish).await?;
+    let max_new = front.admit(&mut model, &mut terms, &wish).await?;
     let places = front.reserve(&model, 1)?;
 
     let prompt = prompt::from_chat(&model, checked.input).await?;
@@ -79,7 +79,7 @@ struct Answer {
     id: String,
     created: u64,
     fingerprint: String,
-    model: Arc<Model>,
+    model: Served,
     logprobs: bool,
     single_call: bool,
 }
@@ -147,7 +147,7 @@ async fn whole(answer: &Answer, mut generation: Generation) -> Result<Response<B
         id: &answer.id,
         object: "chat.completion",
         created: answer.created,
-        model: &answer.model.id,
+        model: answer.model.model_id(),
         choices,
         usage: usage(&generation),
         system_fingerprint: &answer.fingerprint,
@@ -208,7 +208,7 @@ impl ChatStream {
             id: &self.answer.id,
             object: "chat.completion.chunk",
             created: self.answer.created,
-            model: &self.answer.model.id,
+            model: self.answer.model.model_id(),
             system_fingerprint: &self.answer.fingerprint,
             choices,
             usage: self.include_usage.then_some(usage),

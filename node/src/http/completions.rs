@@ -18,7 +18,7 @@ use super::reply::Problem;
 use super::route::{Context, Front};
 use super::sse::{self, Events, Shape};
 use super::{RequestLimits, unix_now};
-use crate::serving::{Ask, Delta, Error, Finish, Generation, Model, Prompt, Update, What, prompt};
+use crate::serving::{Ask, Delta, Error, Finish, Generation, Model, Prompt, Served, Update, What, prompt};
 
 /// New tokens where a request says nothing, as OpenAI has it.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -34,7 +34,7 @@ pub(super) async fn handle(
 ) -> Result<Response<Body>, Problem> {
     let received = front.receive_work(&headers, body).await?;
     let mut request: TextRequest = received.parse()?;
-    let model = Arc::clone(front.model(request.model.as_deref())?);
+    let mut model = front.model(request.model.as_deref()).await?;
     let n = params::choices(request.n, &front.limits)?;
     refuse_unserved(&request, n)?;
     let items = std::mem::replace(&mut request.prompt, Prompts(Vec::new()));
@@ -58,7 +58,7 @@ pub(super) async fn handle(
     let include_usage = request.stream_options.is_some_and(|options| options.include_usage == Some(true));
     let stop = params::stop(request.stop, &front.limits)?;
     let wish = Wish { body_bytes: received.len(), max_new: Some(max_new), headers: &headers };
-    let max_new = front.admit(&model, &mut terms, &wish).await?;
+    let max_new = front.admit(&mut model, &mut terms, &wish).await?;
     let places = front.reserve(&model, items.len())?;
 
     let prompts = tokenised(&model, items, "prompt").await?;
@@ -173,7 +173,7 @@ struct Answer {
     id: String,
     created: u64,
     fingerprint: String,
-    model: Arc<Model>,
+    model: Served,
     logprobs: Option<u8>,
     include_usage: bool,
     /// Characters of each choice's tokens so far, for `text_offset`.
@@ -190,7 +190,7 @@ impl Answer {
             id: &self.id,
             object: "text_completion",
             created: self.created,
-            model: &self.model.id,
+            model: self.model.model_id(),
             choices,
             usage,
             system_fingerprint: &self.fingerprint,

@@ -25,7 +25,7 @@ pub(super) async fn handle(
 ) -> Result<Json<EmbeddingResponse>, Problem> {
     let received = front.receive_work(&headers, body).await?;
     let request: EmbeddingRequest = received.parse()?;
-    let model = Arc::clone(front.model(request.model.as_deref())?);
+    let mut model = front.model(request.model.as_deref()).await?;
     let pooling = pooling(&request, &model)?;
     let base64 = wants_base64(&request)?;
     if let Some(dimensions) = request.dimensions.filter(|&dimensions| dimensions != model.embedding_size) {
@@ -38,7 +38,7 @@ pub(super) async fn handle(
         front.terms(&context, &headers, request.user.as_deref(), request.priority, items.len())?;
     // An embedding has no new tokens, and a policy may grant no less than one.
     let wish = Wish { body_bytes: received.len(), max_new: Some(1), headers: &headers };
-    front.admit(&model, &mut terms, &wish).await?;
+    front.admit(&mut model, &mut terms, &wish).await?;
     let places = front.reserve(&model, items.len())?;
 
     let prompts = tokenised(&model, items, "input").await?;
@@ -55,7 +55,7 @@ pub(super) async fn handle(
     Ok(Json(EmbeddingResponse {
         object: "list",
         data: data.collect(),
-        model: model.id.clone(),
+        model: model.model_id().to_owned(),
         usage: EmbeddingUsage { prompt_tokens: embedded.prompt_tokens, total_tokens: embedded.prompt_tokens },
     }))
 }

@@ -10,6 +10,7 @@
 mod accept;
 mod activity;
 mod admin;
+mod admin_adapters;
 mod admin_policies;
 mod admin_recording;
 mod admin_workers;
@@ -20,6 +21,7 @@ mod budget;
 mod chat;
 mod chat_request;
 mod chat_tools;
+mod classify;
 mod completions;
 mod embeddings;
 mod fields;
@@ -27,6 +29,7 @@ mod logprobs;
 mod models;
 mod openai;
 mod openai_chat;
+mod openai_classify;
 mod openai_text;
 mod params;
 mod record;
@@ -99,6 +102,8 @@ pub struct RequestLimits {
     pub max_logit_bias: usize,
     /// Prompts of a completion or inputs of an embedding.
     pub max_prompts: usize,
+    /// Texts of a classification.
+    pub max_texts: usize,
 }
 
 /// A certificate chain and its private key, both PEM.
@@ -139,6 +144,7 @@ impl Default for RequestLimits {
             max_stop_bytes: 256,
             max_logit_bias: 1024,
             max_prompts: 128,
+            max_texts: 1024,
         }
     }
 }

@@ -5,10 +5,12 @@ use std::time::Instant;
 use metrics::{counter, gauge, histogram};
 
 /// The public paths, for labels; anything else is `other`.
-const ENDPOINTS: [(&str, &str); 7] = [
+const ENDPOINTS: [(&str, &str); 9] = [
     ("/v1/chat/completions", "chat_completions"),
     ("/v1/completions", "completions"),
     ("/v1/embeddings", "embeddings"),
+    ("/v1/classify", "classify"),
+    ("/classify", "classify"),
     ("/v1/models", "models"),
     ("/tokenize", "tokenize"),
     ("/detokenize", "detokenize"),

@@ -178,6 +178,12 @@ fn no_worker(retry_after: Duration) -> Reply {
     Reply { code: Some("no_worker"), reason: "no_worker", retry_after: Some(retry_after), ..draining() }
 }
 
+/// An adapter that could be served when it was loaded, and not any more.
+fn no_adapter() -> Reply {
+    let reply = broken("adapter_unavailable");
+    Reply { status: StatusCode::SERVICE_UNAVAILABLE, param: Some("model".to_owned()), ..reply }
+}
+
 fn broken(code: &'static str) -> Reply {
     Reply {
         status: StatusCode::INTERNAL_SERVER_ERROR,
@@ -205,6 +211,10 @@ fn serving_reply(error: &serving::Error) -> Reply {
         | E::Failed(Failure::ShuttingDown) => draining(),
         E::NotTaken(NotTaken::NoWorker { retry_after, .. }) => no_worker(*retry_after),
         E::Failed(Failure::NoWorker(_)) => no_worker(Duration::from_secs(1)),
+        E::Failed(Failure::WorkerEnded) => {
+            Reply { code: Some("worker_ended"), reason: "worker_ended", ..no_worker(Duration::from_secs(1)) }
+        }
+        E::Adapter(_) | E::Failed(Failure::Adapter(_)) => no_adapter(),
         E::ContextLength { .. } | E::Failed(Failure::TooLong { .. }) => {
             let reply = bad(Some("context_length_exceeded"), None);
             Reply { reason: "context_length", ..reply }
@@ -220,6 +230,7 @@ fn serving_reply(error: &serving::Error) -> Reply {
         E::Failed(Failure::Constraint(_)) => broken("constraint_failed"),
         E::Failed(Failure::Engine(_)) => broken("engine_failed"),
         E::Text(_) => broken("text_failed"),
+        E::Unfit(_) => broken("classifier_unfit"),
         E::Lost => broken("engine_lost"),
     }
 }

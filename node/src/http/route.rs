@@ -24,9 +24,10 @@ use super::budget::Budget;
 use super::record::Timer;
 use super::reply::Problem;
 use super::{
-    Node, RequestLimits, ServeError, Settings, chat, completions, embeddings, models, record, tokenize,
+    Node, RequestLimits, ServeError, Settings, chat, classify, completions, embeddings, models, record,
+    tokenize,
 };
-use crate::serving::{self, Model, Terms};
+use crate::serving::{self, Model, Served, Terms};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const DEADLINE: HeaderName = HeaderName::from_static("x-request-deadline-ms");
@@ -77,6 +78,8 @@ pub(super) fn public(node: Arc<Node>, settings: &Settings) -> Result<Router, Ser
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/completions", post(completions::handle))
         .route("/v1/embeddings", post(embeddings::handle))
+        .route("/v1/classify", post(classify::handle))
+        .route("/classify", post(classify::handle))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/tokenize", post(tokenize::tokenize))
@@ -187,18 +190,23 @@ impl Front {
         refusal.map_or(Ok(()), |refused| Err(serving::Error::Refused(refused).into()))
     }
 
-    /// The model that a request names.
-    pub(super) fn model(&self, name: Option<&str>) -> Result<&Arc<Model>, Problem> {
-        let name = name.ok_or_else(|| Problem::field("model", "you must provide a model parameter"))?;
-        self.node.model(name).ok_or_else(|| Problem::UnknownModel(name.to_owned()))
+    /// What a request is served with, by the model or adapter that it names.
+    pub(super) async fn model(&self, name: Option<&str>) -> Result<Served, Problem> {
+        let name = named(name)?;
+        let served = Served::find(self.node.models(), name).await?;
+        served.ok_or_else(|| Problem::UnknownModel(name.to_owned()))
     }
 
-    /// As [`Front::model`], and the default model where none is named.
-    pub(super) fn model_or_default(&self, name: Option<&str>) -> Result<&Arc<Model>, Problem> {
-        match (name, self.node.models().first()) {
-            (None, Some(model)) => Ok(model),
-            _ => self.model(name),
+    /// The model whose text a request is about, by its name or an adapter's; the
+    /// default model where none is named.
+    pub(super) fn text_model(&self, name: Option<&str>) -> Result<&Arc<Model>, Problem> {
+        if let (None, Some(model)) = (name, self.node.models().first()) {
+            return Ok(model);
         }
+        let name = named(name)?;
+        let has = |model: &&Arc<Model>| model.adapters.as_ref().is_some_and(|adapters| adapters.has(name));
+        let found = self.node.model(name).or_else(|| self.node.models().iter().find(has));
+        found.ok_or_else(|| Problem::UnknownModel(name.to_owned()))
     }
 
     /// Places in the queue for that many prompts, all or none.
@@ -231,6 +239,10 @@ impl Front {
             arrived: context.arrived,
         })
     }
+}
+
+fn named(model: Option<&str>) -> Result<&str, Problem> {
+    model.ok_or_else(|| Problem::field("model", "you must provide a model parameter"))
 }
 
 fn deadline(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, Problem> {

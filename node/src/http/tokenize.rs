@@ -23,7 +23,7 @@ pub(super) async fn tokenize(
     let received = front.receive(&headers, body).await?;
     let request: TokenizeRequest = received.parse()?;
     params::refuse_unserved(&[("chat_template", request.chat_template.is_some())])?;
-    let model = front.model_or_default(request.model.as_deref())?;
+    let model = front.text_model(request.model.as_deref())?;
     let tokens = match (request.prompt, &request.messages) {
         (Some(text), None) => prompt::from_text(model, text).await?,
         (None, Some(messages)) => {
@@ -57,7 +57,7 @@ pub(super) async fn detokenize(
 ) -> Result<Json<DetokenizeResponse>, Problem> {
     let received = front.receive(&headers, body).await?;
     let request: DetokenizeRequest = received.parse()?;
-    let model = front.model_or_default(request.model.as_deref())?;
+    let model = front.text_model(request.model.as_deref())?;
     let tokens = match request.tokens.is_empty() {
         true => Arc::from([]),
         false => prompt::from_tokens(model, request.tokens)?,

@@ -1,10 +1,9 @@
 //! Prompts become vectors.
 
-use quern_engine::AdapterId;
 use quern_scheduler::Permit;
 use quern_scheduler::request::{Event, Pooling, Request, Work};
 
-use super::{Error, Model, Prompt, Terms, observe, sink};
+use super::{Error, Prompt, Served, Terms, observe, sink};
 
 /// The vectors of a request's prompts, in their order, each of length one.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,19 +14,48 @@ pub struct Embedded {
     pub prompt_tokens: usize,
 }
 
-/// Computes one vector for each prompt. `places` has one for each.
+/// Computes one vector of length one for each prompt. `places` has one for each.
 ///
 /// Dropping the future hangs up on all of them.
 ///
 /// # Errors
 /// The first failure; the other prompts are given up.
 pub async fn embed(
-    model: &Model,
+    served: &Served,
     places: Vec<Permit>,
     terms: Terms,
     prompts: Vec<Prompt>,
     pooling: Pooling,
 ) -> Result<Embedded, Error> {
+    let prompt_tokens = prompts.iter().map(|prompt| prompt.len()).sum();
+    let vectors = pooled(served, places, terms, prompts, pooling).await?;
+    Ok(Embedded { vectors: vectors.into_iter().map(normalised).collect(), prompt_tokens })
+}
+
+/// The last token's hidden state of each prompt, as the model gives it: what a
+/// classification head reads. `[num_prompts][hidden]`, in the order of the prompts;
+/// `places` has one for each.
+///
+/// Dropping the future hangs up on all of them.
+///
+/// # Errors
+/// As for [`embed`].
+pub async fn hidden_states(
+    served: &Served,
+    places: Vec<Permit>,
+    terms: Terms,
+    prompts: Vec<Prompt>,
+) -> Result<Vec<Vec<f32>>, Error> {
+    pooled(served, places, terms, prompts, Pooling::Last).await
+}
+
+async fn pooled(
+    served: &Served,
+    places: Vec<Permit>,
+    terms: Terms,
+    prompts: Vec<Prompt>,
+    pooling: Pooling,
+) -> Result<Vec<Vec<f32>>, Error> {
     let prompt_tokens = prompts.iter().map(|prompt| prompt.len()).sum();
     let mut vectors = vec![Vec::new(); prompts.len()];
     let (sinks, mut events) = sink::channel(prompts.iter().map(|_| 1));
@@ -37,31 +65,31 @@ pub async fn embed(
         let request = Request {
             id: terms.first_id + idx as u64,
             prompt,
-            adapter: AdapterId::BASE,
+            adapter: served.adapter_id(),
             tenant: terms.tenant,
             priority: terms.priority,
             deadline: terms.deadline,
             arrived: terms.arrived,
             work: Work::Embed { pooling, sink },
         };
-        model.workers.submit(place, request)?;
+        served.workers.submit(place, request)?;
     }
     let mut missing = vectors.len();
     while missing > 0 {
         match events.recv().await.ok_or(Error::Lost)? {
             (idx, Event::Embedding(vector)) => {
-                vectors[idx as usize] = normalised(vector);
+                vectors[idx as usize] = vector;
                 missing -= 1;
             }
             (_, Event::Failed(failure)) => {
                 observe::failed();
                 return Err(failure.into());
             }
-            (_, Event::Started { .. } | Event::Token { .. } | Event::Finished(_)) => {}
+            (_, Event::Started { .. } | Event::Token { .. } | Event::Finished(_) | Event::Scores(_)) => {}
         }
     }
     observe::read(prompt_tokens);
-    Ok(Embedded { vectors, prompt_tokens })
+    Ok(vectors)
 }
 
 /// The same direction at length one; a vector of zeros stays.

@@ -4,6 +4,8 @@ use quern_scheduler::Refused;
 use quern_scheduler::request::Failure;
 use quern_text::{TemplateError, TokenizerError};
 
+use super::Unfit;
+use crate::adapters;
 use crate::workers::NotTaken;
 
 /// Why a request is not served.
@@ -15,6 +17,9 @@ pub enum Error {
     /// Nobody is there to compute it.
     #[error("{0}; please retry later")]
     NotTaken(#[from] NotTaken),
+    /// The adapter that it names is not there any more.
+    #[error(transparent)]
+    Adapter(#[from] adapters::Error),
     /// A prompt without tokens.
     #[error("the prompt is empty")]
     EmptyPrompt,
@@ -46,6 +51,9 @@ pub enum Error {
     /// A schema, expression or grammar that cannot be compiled.
     #[error("the grammar cannot be compiled: {0}")]
     Grammar(String),
+    /// An operator's classifier does not belong to its model.
+    #[error("the classifier cannot be used: {0}")]
+    Unfit(#[from] Unfit),
     /// The scheduler gave up on the sequence.
     #[error("{0}")]
     Failed(#[from] Failure),

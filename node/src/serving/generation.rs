@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use quern_engine::{AdapterId, TokenId};
+use quern_engine::TokenId;
 use quern_scheduler::Permit;
 use quern_scheduler::constraint::Constraint;
 use quern_scheduler::request::{Event, FinishReason, Generate, Request, SamplingParams, Work};
@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::choice::{Delta, Finish, Stages};
 use super::observe::{self, Observer};
 use super::sink::{self, Enough, Tagged};
-use super::{Error, Model, Prompt, Terms};
+use super::{Error, Prompt, Served, Terms};
 
 /// What is asked of each prompt.
 pub struct Ask {
@@ -71,6 +71,8 @@ pub struct Generation {
     cached_tokens: usize,
     /// Choices a prompt.
     n: usize,
+    /// Keeps the adapter.
+    _served: Served,
 }
 
 struct Choice {
@@ -85,7 +87,7 @@ impl Generation {
     /// # Errors
     /// [`Error::ContextLength`] for a prompt without room for an answer, before
     /// anything is submitted; [`Error::NotTaken`] when there is nobody to compute it.
-    pub fn start(model: &Model, places: Vec<Permit>, terms: Terms, ask: Ask) -> Result<Generation, Error> {
+    pub fn start(model: &Served, places: Vec<Permit>, terms: Terms, ask: Ask) -> Result<Generation, Error> {
         let n = ask.n as usize;
         let rooms: Vec<u32> =
             ask.prompts.iter().map(|prompt| model.room(prompt, ask.max_new)).collect::<Result<_, _>>()?;
@@ -104,7 +106,7 @@ impl Generation {
             let request = Request {
                 id: terms.first_id + idx as u64,
                 prompt,
-                adapter: AdapterId::BASE,
+                adapter: model.adapter_id(),
                 tenant: terms.tenant,
                 priority: terms.priority,
                 deadline: terms.deadline,
@@ -130,6 +132,7 @@ impl Generation {
             generated_tokens: 0,
             cached_tokens: 0,
             n,
+            _served: model.clone(),
         })
     }
 
@@ -216,7 +219,7 @@ impl Generation {
                 self.end(idx);
                 What::Failed(failure.into())
             }
-            Event::Embedding(_) => return None,
+            Event::Embedding(_) | Event::Scores(_) => return None,
         };
         Some(Update { choice: idx, what })
     }

@@ -7,6 +7,7 @@
 //! JSON values pass through it as they are, for templates and schemas.
 
 mod choice;
+mod classify;
 mod embed;
 mod error;
 mod generation;
@@ -14,25 +15,34 @@ mod grammar;
 mod observe;
 pub mod prompt;
 mod recent;
+mod score;
+mod served;
 mod sink;
 mod tenants;
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use quern_adapters::Head;
 use quern_engine::TokenId;
 use quern_scheduler::request::{NameIx, Pooling, RequestId};
 use quern_text::{ChatTemplate, ConstraintFactory, Tokenizer};
 
+use crate::adapters::Registry;
 use crate::workers::Workers;
 
 pub use choice::{CallDelta, Delta, Finish, TokenInfo};
-pub use embed::{Embedded, embed};
+pub use classify::{
+    Classified, Classifier, Configured, Means, Ready, Unfit, WINDOW, check_hidden, check_labels, classify,
+};
+pub use embed::{Embedded, embed, hidden_states};
 pub use error::Error;
 pub use generation::{Ask, Generation, Update, What};
 pub use grammar::compile;
 pub use prompt::Prompt;
 pub use recent::Recent;
+pub use score::{LabelTask, Labelled, TEXT, Wording};
+pub use served::Served;
 pub use tenants::Tenants;
 
 /// A served model: its workers, and what turns text into its tokens and back.
@@ -51,12 +61,20 @@ pub struct Model {
     pub template: Option<Arc<ChatTemplate>>,
     /// Compiles grammars for its vocabulary.
     pub constraints: Arc<ConstraintFactory>,
+    /// The adapters that requests may name in its place.
+    pub adapters: Option<Registry>,
+    /// The classification head that its file carries.
+    pub head: Option<Arc<Head>>,
+    /// What the head's scores are divided by before softmax, 1 where it is not calibrated.
+    pub temperature: f32,
     /// Longest sequence, prompt and answer together, in tokens.
     pub max_sequence_len: usize,
     /// Length of an embedding.
     pub embedding_size: usize,
     /// What a request gets where it says nothing.
     pub defaults: Defaults,
+    /// Ways to classify with it, each under a name that clients send for a model's.
+    pub classifiers: Vec<Arc<Configured>>,
 }
 
 /// What a request gets where it says nothing: the model's own recommendation,

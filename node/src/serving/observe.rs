@@ -93,3 +93,11 @@ pub(super) fn abandoned(num_choices: usize) {
 pub(super) fn read(prompt_tokens: usize) {
     counter!("quern_prompt_tokens_total").increment(prompt_tokens as u64);
 }
+
+/// Counts texts by whether they got a label.
+pub(super) fn classified(labelled: impl Iterator<Item = bool>) {
+    for has_label in labelled {
+        let outcome = if has_label { "label" } else { "abstained" };
+        counter!("quern_classified_texts_total", "outcome" => outcome).increment(1);
+    }
+}

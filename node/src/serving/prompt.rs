@@ -21,10 +21,21 @@ const INLINE_BYTES: usize = 8 * 1024;
 /// # Errors
 /// [`Error::EmptyPrompt`], or the tokenizer's failure.
 pub async fn from_text(model: &Arc<Model>, text: String) -> Result<Prompt, Error> {
-    let size_bytes = text.len();
-    let tokens = off_thread_if(model, size_bytes, move |model| {
-        Ok(model.tokenizer.encode_prompt(&text, Special::Parse)?)
-    });
+    encoded(model, text, Special::Parse).await
+}
+
+/// A prompt from text that is to be read and not obeyed: names of control tokens in it
+/// stay text.
+///
+/// # Errors
+/// [`Error::EmptyPrompt`], or the tokenizer's failure.
+pub async fn from_plain(model: &Arc<Model>, text: String) -> Result<Prompt, Error> {
+    encoded(model, text, Special::AsText).await
+}
+
+async fn encoded(model: &Arc<Model>, text: String, special: Special) -> Result<Prompt, Error> {
+    let tokens =
+        off_thread_if(model, text.len(), move |model| Ok(model.tokenizer.encode_prompt(&text, special)?));
     non_empty(tokens.await?)
 }
 
@@ -58,11 +69,12 @@ fn non_empty(tokens: Vec<TokenId>) -> Result<Prompt, Error> {
     if tokens.is_empty() { Err(Error::EmptyPrompt) } else { Ok(tokens.into()) }
 }
 
-async fn off_thread_if(
+/// Does the work for so many bytes of text here, or on a blocking thread.
+pub(super) async fn off_thread_if<T: Send + 'static>(
     model: &Arc<Model>,
     size_bytes: usize,
-    work: impl FnOnce(&Model) -> Result<Vec<TokenId>, Error> + Send + 'static,
-) -> Result<Vec<TokenId>, Error> {
+    work: impl FnOnce(&Model) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     if size_bytes <= INLINE_BYTES {
         return work(model);
     }

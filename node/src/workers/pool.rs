@@ -188,7 +188,7 @@ impl Pool {
             self.bury(&mut state, now);
             if state.stopping {
                 state.fail_pending(&Failure::ShuttingDown);
-                state.workers.iter_mut().for_each(Worker::stop);
+                state.workers.iter_mut().for_each(|worker| worker.stop(Failure::ShuttingDown));
                 if state.workers.is_empty() && state.starting.is_empty() {
                     return;
                 }
@@ -264,7 +264,7 @@ impl Pool {
                 tracing::warn!(worker = worker.id, "the drain timeout of a worker passed: cutting it off");
             }
             if is_done || until <= now {
-                worker.stop();
+                worker.stop(Failure::WorkerEnded);
             }
         }
     }
@@ -364,9 +364,10 @@ impl Worker {
         Worker { id, handle, thread, phase, since, prefixes, busy_seen }
     }
 
-    /// Tells it to end, unless its way in has no room for that just now.
-    fn stop(&mut self) {
-        if self.phase != Phase::Stopping && self.handle.try_stop() {
+    /// Tells it to end, and those it has left why, unless its way in has no room
+    /// for that just now.
+    fn stop(&mut self, why: Failure) {
+        if self.phase != Phase::Stopping && self.handle.try_stop(why) {
             self.phase = Phase::Stopping;
         }
     }

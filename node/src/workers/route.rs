@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use metrics::counter;
-use quern_scheduler::request::{Event, Failure, Request, Sink, Work};
+use quern_scheduler::request::{Event, Failure, Request, Score, Sink, Work};
 use quern_scheduler::{Backlog, Permit, Refused};
 
 use super::pool::{Phase, Pool, State, Worker};
@@ -179,14 +179,14 @@ fn fail(request: &mut Request, failure: &Failure) {
     };
     match &mut request.work {
         Work::Generate(generate) => generate.sinks.iter_mut().for_each(tell),
-        Work::Embed { sink, .. } => tell(sink),
+        Work::Embed { sink, .. } | Work::Score(Score { sink, .. }) => tell(sink),
     }
 }
 
 fn is_given_up(request: &Request) -> bool {
     match &request.work {
         Work::Generate(generate) => generate.sinks.iter().all(|sink| sink.is_closed()),
-        Work::Embed { sink, .. } => sink.is_closed(),
+        Work::Embed { sink, .. } | Work::Score(Score { sink, .. }) => sink.is_closed(),
     }
 }
 

@@ -50,6 +50,10 @@ impl Sink for Told {
 }
 
 fn request(sink: Told) -> Request {
+    request_for(sink, 2)
+}
+
+fn request_for(sink: Told, max_new: u32) -> Request {
     Request {
         id: 1,
         prompt: [1, 2, 3].into(),
@@ -61,7 +65,7 @@ fn request(sink: Told) -> Request {
         work: Work::Generate(Generate {
             sinks: vec![Box::new(sink)],
             sampling: SamplingParams::default(),
-            max_new: 2,
+            max_new,
             stop_tokens: [].into(),
             constraint: None,
             logprobs: None,
@@ -110,6 +114,25 @@ fn the_end_is_told_to_those_who_wait_for_a_worker() {
     assert!(workers.join(), "nobody ended otherwise than told");
     assert_eq!(workers.silence(), None);
     assert!(matches!(workers.reserve(), Err(Refused::Closed)));
+}
+
+#[test]
+fn whoever_is_cut_off_with_a_worker_is_told_that_the_node_goes_on() {
+    let settings = Settings { min: 0, drain_timeout: Duration::from_millis(1), ..Settings::default() };
+    // An answer up to the longest sequence then takes far longer than the drain.
+    let slow = FakeConfig { step_time: Duration::from_millis(10), ..FakeConfig::default() };
+    let first = Parts { engine: Box::new(FakeEngine::new(slow)), ..parts() };
+    let start = Box::new(|_: &AtomicBool| Ok(parts()));
+    let workers = Workers::start(settings, SchedulerConfig::default(), first, Duration::ZERO, start).unwrap();
+    let (told, events) = mpsc::channel();
+    workers.submit(workers.reserve().unwrap(), request_for(Told(told), 1_000_000)).unwrap();
+    assert!(matches!(events.recv_timeout(PATIENCE), Ok(Event::Started { .. })));
+    workers.pin(Some(0)).unwrap();
+    let end = events.iter().find(|event| !matches!(event, Event::Token { .. }));
+    assert_eq!(end, Some(Event::Failed(Failure::WorkerEnded)));
+    until("there should be none", || workers.handles().is_empty());
+    workers.stop();
+    assert!(workers.join());
 }
 
 #[test]

@@ -31,8 +31,9 @@ fn steady(value: &mut Value) {
             for (name, field) in fields {
                 match (name.as_str(), &mut *field) {
                     ("id", Value::String(id)) => {
-                        let kind =
-                            ["chatcmpl-", "cmpl-", "call_"].into_iter().find(|kind| id.starts_with(kind));
+                        let kind = ["chatcmpl-", "cmpl-", "call_", "classify-"]
+                            .into_iter()
+                            .find(|kind| id.starts_with(kind));
                         if let Some(kind) = kind {
                             *id = format!("{kind}…");
                         }

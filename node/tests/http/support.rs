@@ -7,15 +7,17 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use quern::adapters::{self, Base, Registry};
 use quern::http::{Node, RenderMetrics, Settings, serve_admin, serve_public};
 use quern::policies::{Policies, keep_tuning};
-use quern::serving::{Defaults, Model};
+use quern::serving::{Configured, Defaults, Model};
 use quern::workers::{self, Parts, StartError, Workers};
+use quern_adapters::{FileType, Head};
 use quern_engine::fake::{FakeConfig, FakeEngine, Gate};
 use quern_engine::{AdapterId, Engine};
 use quern_gguf::Gguf;
 use quern_gguf::tiny::{self, Arch, TinySpec};
-use quern_scheduler::SchedulerConfig;
+use quern_scheduler::{AdapterFiles, SchedulerConfig};
 use quern_text::{ChatTemplate, ConstraintFactory, Tokenizer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -32,6 +34,7 @@ pub struct Text {
     pub tokenizer: Arc<Tokenizer>,
     pub template: Arc<ChatTemplate>,
     constraints: Arc<ConstraintFactory>,
+    base: Base,
 }
 
 pub static TEXT: LazyLock<Text> = LazyLock::new(|| {
@@ -44,6 +47,7 @@ pub static TEXT: LazyLock<Text> = LazyLock::new(|| {
         template: Arc::new(ChatTemplate::from_gguf(&gguf).unwrap()),
         constraints: Arc::new(ConstraintFactory::new(Arc::clone(&tokenizer)).unwrap()),
         tokenizer,
+        base: Base::new(MODEL, &gguf, FileType::F16).unwrap(),
     }
 });
 
@@ -59,8 +63,12 @@ pub struct Options {
     pub workers: workers::Settings,
     /// Makes each worker's engine; a raised flag asks it to give up.
     pub make_engine: MakeEngine,
+    pub adapters: adapters::Settings,
     /// Asked as a node asks them.
     pub policies: Option<Policies>,
+    pub classifiers: Vec<Arc<Configured>>,
+    /// The model's own classification head.
+    pub head: Option<Arc<Head>>,
 }
 
 pub type MakeEngine =
@@ -77,7 +85,10 @@ impl Default for Options {
             render_metrics: Box::new(|| "nothing 0\n".to_owned()),
             workers: workers::Settings::default(),
             make_engine: Box::new(|config, _| Ok(Box::new(FakeEngine::new(config)))),
+            adapters: adapters::Settings::default(),
             policies: None,
+            classifiers: Vec::new(),
+            head: None,
         }
     }
 }
@@ -128,8 +139,10 @@ pub async fn start(options: Options) -> Server {
         Ok(Parts { engine: make(config.clone(), cancelled)?, planner, drafter: None, reports })
     };
     let first = make(&AtomicBool::new(false)).unwrap();
-    let workers =
-        Workers::start(options.workers, options.scheduler, first, Duration::ZERO, Box::new(make)).unwrap();
+    let files = AdapterFiles::default();
+    let scheduler = SchedulerConfig { adapters: files.clone(), ..options.scheduler };
+    let workers = Workers::start(options.workers, scheduler, first, Duration::ZERO, Box::new(make)).unwrap();
+    let registry = Registry::new(TEXT.base.clone(), options.adapters, files, workers.clone());
     let model = Model {
         id: MODEL.to_owned(),
         created: 1_700_000_000,
@@ -138,9 +151,13 @@ pub async fn start(options: Options) -> Server {
         tokenizer: Arc::clone(&TEXT.tokenizer),
         template: Some(Arc::clone(&TEXT.template)),
         constraints: Arc::clone(&TEXT.constraints),
+        adapters: Some(registry),
+        head: options.head,
+        temperature: 1.0,
         max_sequence_len: options.max_sequence_len,
         embedding_size: engine.capabilities.hidden_size,
         defaults: Defaults { temperature: 0.0, ..Defaults::default() },
+        classifiers: options.classifiers,
     };
     let (workers, recent) = (model.workers.clone(), Arc::clone(&model.recent));
     let node = Node::with_policies(vec![Arc::new(model)], options.policies.clone(), options.render_metrics);
@@ -244,7 +261,12 @@ impl Server {
 
     /// The text that the engine must give after a prompt, without temperature.
     pub fn expected(&self, prompt: &[u32], num_new: usize) -> String {
-        let mut tokens = FakeEngine::expected(&self.engine, AdapterId::BASE, prompt, num_new);
+        self.expected_with(AdapterId::BASE, prompt, num_new)
+    }
+
+    /// As [`Server::expected`], with an adapter.
+    pub fn expected_with(&self, adapter: AdapterId, prompt: &[u32], num_new: usize) -> String {
+        let mut tokens = FakeEngine::expected(&self.engine, adapter, prompt, num_new);
         let eos = TEXT.tokenizer.eos_tokens();
         tokens.truncate(tokens.iter().position(|token| eos.contains(token)).unwrap_or(tokens.len()));
         TEXT.tokenizer.decode(&tokens, true)

@@ -94,6 +94,27 @@ async fn an_adapter_that_is_not_there_is_the_policys_fault() {
 }
 
 #[tokio::test]
+async fn a_policy_may_choose_an_adapter() {
+    let server = serve(place(None, &[])).await;
+    let dir = tempfile::tempdir().unwrap();
+    let order = quern::adapters::Order {
+        name: "guest".to_owned(),
+        path: crate::peft::Peft::new(1).write(dir.path()),
+        in_place: false,
+        expected_generation: None,
+        pin: None,
+        origin: quern::adapters::Origin::Operator,
+    };
+    let adapters = server.node.models()[0].adapters.clone().unwrap();
+    adapters.load(order).await.unwrap();
+    load(&server, &guest().with(Hook::Admission, answer(&[0, 1, 0, 7, 3, 1, 512, 5]))).await.ok();
+    let body = server.post(CHAT, &long_chat(12, json!({}))).await.ok();
+    assert_eq!((&body["model"], &body["usage"]["completion_tokens"]), (&json!("guest"), &json!(3)));
+    let status = status(&server).await;
+    assert_eq!((verdicts(&status, "admission", "invalid"), verdicts(&status, "admission", "used")), (0, 1));
+}
+
+#[tokio::test]
 async fn policies_see_the_headers_that_the_operator_named_and_no_others() {
     let settings = Settings { policy_headers: vec!["x-team".to_owned()], ..Settings::default() };
     let policies = Some(policies(&[place(None, &[])]));

@@ -6,13 +6,19 @@ mod admission;
 mod batcher;
 mod feedback;
 mod hostile;
+mod load;
 mod recording;
 mod scheduler;
 mod setting;
+mod swap;
 
 #[path = "../http/support.rs"]
 #[allow(dead_code, reason = "written for the front end's tests, which use more of it")]
 mod support;
+
+#[path = "../http/peft.rs"]
+#[allow(dead_code, reason = "written for the front end's tests, which use more of it")]
+mod peft;
 
 #[path = "../../../extensions/host/tests/common/mod.rs"]
 mod guests;

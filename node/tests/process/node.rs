@@ -44,19 +44,26 @@ pub struct Node {
     log: BufReader<ChildStderr>,
     pub public: String,
     pub admin: String,
-    _dir: TempDir,
+    _dir: Option<TempDir>,
 }
 
 impl Node {
     /// Serves a tiny model on ports that the system chooses, and waits until it is ready.
     pub fn start(engine: &str, more: &[&str]) -> Node {
         let (dir, model) = tiny_model();
+        let mut node = Node::serve(&model, engine, more);
+        node._dir = Some(dir);
+        node
+    }
+
+    /// As [`Node::start`], with this model.
+    pub fn serve(model: &Path, engine: &str, more: &[&str]) -> Node {
         let mut args = vec!["serve", "--model", model.to_str().unwrap(), "--engine", engine];
         args.extend(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"]);
         args.extend(more);
         let mut child = command(&args).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
-        let mut node = Node { child, log, public: String::new(), admin: String::new(), _dir: dir };
+        let mut node = Node { child, log, public: String::new(), admin: String::new(), _dir: None };
         let listening = node.wait_for("listening");
         let url = |key: &str| format!("http://{}", listening[key].as_str().unwrap());
         (node.public, node.admin) = (url("public"), url("admin"));

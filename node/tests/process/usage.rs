@@ -30,7 +30,7 @@ fn wrong_words_exit_with_64() {
     check(&[], 64, &["Usage"]);
     check(&["serve", "--nonsense"], 64, &["--nonsense"]);
     check(&["serve", "--engine", "wgsl"], 64, &["does not have the wgsl engine yet"]);
-    check(&["serve", "--adapter", "a=b"], 64, &["--adapter: this build does not have it yet"]);
+    check(&["serve", "--adapter", "a"], 64, &["--adapter a: write NAME=PATH"]);
     check(&["pull", "qwen3-0.6b"], 64, &["near it: qwen3-0.6b-q8_0"]);
     check(&["serve", "--model", "qwen9"], 64, &["model.name: no model is called qwen9"]);
     check(&["check", "--model", "/no/such.gguf"], 64, &["no such file: /no/such.gguf"]);

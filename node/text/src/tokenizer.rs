@@ -77,7 +77,6 @@ pub struct Tokenizer {
     pre: PreTokenizer,
     special: SpecialTokens,
     kinds: Vec<TokenKind>,
-    ids: HashMap<String, TokenId>,
     /// All tokens' bytes, one after the other; token `t` has
     /// `bytes[ends[t - 1]..ends[t]]`.
     bytes: Vec<u8>,
@@ -128,13 +127,12 @@ impl Tokenizer {
         let bos = vocabulary.roles.get("bos").copied();
         let eos = vocabulary.roles.get("eos").copied();
         let tokens = vocabulary.tokens.into_iter().enumerate();
-        let ids: HashMap<String, TokenId> = tokens.map(|(id, text)| (text, id as TokenId)).collect();
+        let ids: Vocab = tokens.map(|(id, text)| (text, id as TokenId)).collect();
         Ok(Self {
-            bpe: bpe(&ids, vocabulary.merges, pre)?,
+            bpe: bpe(ids, vocabulary.merges, pre)?,
             pre,
             special,
             kinds: vocabulary.kinds,
-            ids,
             bytes,
             ends,
             ends_of_generation,
@@ -268,7 +266,7 @@ impl Tokenizer {
     /// The token with this text: a special token's name, or a word in the
     /// byte-level alphabet.
     pub fn token_id(&self, text: &str) -> Option<TokenId> {
-        self.ids.get(text).copied()
+        self.bpe.token_to_id(text)
     }
 }
 
@@ -289,11 +287,7 @@ struct Words<'a> {
     alphabet: String,
 }
 
-fn bpe(
-    ids: &HashMap<String, TokenId>,
-    merges: Vec<(String, String)>,
-    pre: PreTokenizer,
-) -> Result<BPE, TokenizerError> {
+fn bpe(ids: Vocab, merges: Vec<(String, String)>, pre: PreTokenizer) -> Result<BPE, TokenizerError> {
     for (byte, c) in byte_level::BYTE_TO_CHAR.iter().enumerate() {
         if !ids.contains_key(c.encode_utf8(&mut [0; 4]) as &str) {
             return Err(TokenizerError::MissingByte(byte as u8));
@@ -307,9 +301,8 @@ fn bpe(
     let mut first = first.into_iter();
     let mut merges = merges;
     merges.retain(|_| first.next().unwrap_or(true));
-    let vocab: Vocab = ids.iter().map(|(text, id)| (text.clone(), *id)).collect();
     BpeBuilder::new()
-        .vocab_and_merges(vocab, merges)
+        .vocab_and_merges(ids, merges)
         .ignore_merges(pre.ignores_merges())
         .build()
         .map_err(|error| TokenizerError::Model(error.to_string()))

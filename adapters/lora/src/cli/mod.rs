@@ -14,7 +14,7 @@ use crate::codec::Codec;
 use crate::error::{AdapterError, PipelineError};
 
 pub use inspect::{InspectArgs, Report, report};
-pub use pipeline::{By, ConvertArgs, MergeArgs, PruneArgs, QuantizeArgs};
+pub use pipeline::{By, ConvertArgs, Measure, MergeArgs, PruneArgs, QuantizeArgs};
 
 /// `quern adapter`.
 #[derive(Debug, Args)]
@@ -46,10 +46,10 @@ pub fn adapter(args: &AdapterArgs, codec: &dyn Codec) -> ExitCode {
     })
 }
 
-/// Runs `quern quantize`, as [`adapter`].
+/// Runs `quern quantize`, as [`adapter`]; `measure` is asked where a calibration text is given.
 #[must_use]
-pub fn quantize(args: &QuantizeArgs, codec: &dyn Codec) -> ExitCode {
-    ended(pipeline::quantize(args, codec))
+pub fn quantize(args: &QuantizeArgs, codec: &dyn Codec, measure: &Measure<'_>) -> ExitCode {
+    ended(pipeline::quantize(args, codec, measure))
 }
 
 /// Runs `quern prune`, as [`adapter`].

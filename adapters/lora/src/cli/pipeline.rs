@@ -65,10 +65,21 @@ pub struct QuantizeArgs {
     /// What to store it as: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, Q3_K_M or Q2_K.
     #[arg(value_name = "TYPE")]
     pub file_type: FileType,
-    /// An importance matrix, as llama.cpp writes it.
+    /// An importance matrix, as `quern importance` or llama.cpp writes it.
     #[arg(long, value_name = "FILE")]
     pub importance: Option<PathBuf>,
+    /// Measure the importance matrix on this text; some 25,000 tokens of what the model will read do.
+    #[arg(long, value_name = "FILE", conflicts_with = "importance")]
+    pub calibration_text: Option<PathBuf>,
+    /// Read no more than so many pieces of 512 tokens of the calibration text.
+    #[arg(long, value_name = "N", requires = "calibration_text", default_value_t = 64,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub calibration_chunks: u32,
 }
+
+/// Measures the importance matrix of a GGUF model on a text, of which it reads so many pieces at most. Comes
+/// from the binary, which alone knows engines; says in words what went wrong.
+pub type Measure<'a> = dyn Fn(&Path, &Path, u32) -> Result<Importance, String> + 'a;
 
 /// `quern prune`.
 #[derive(Debug, Args)]
@@ -127,9 +138,17 @@ pub(super) fn merge(args: &MergeArgs, codec: &dyn Codec) -> Result<Outcome, Pipe
     write(source.as_ref(), &mut change, types, codec, &args.out)
 }
 
-pub(super) fn quantize(args: &QuantizeArgs, codec: &dyn Codec) -> Result<Outcome, PipelineError> {
+pub(super) fn quantize(
+    args: &QuantizeArgs,
+    codec: &dyn Codec,
+    measure: &Measure<'_>,
+) -> Result<Outcome, PipelineError> {
     let source = open_source(&args.model)?;
-    let importance = args.importance.as_deref().map(Importance::read).transpose()?;
+    let importance = match (&args.importance, &args.calibration_text) {
+        (Some(file), _) => Some(Importance::read(file)?),
+        (None, Some(text)) => Some(measured(args, text, source.as_ref(), codec, measure)?),
+        (None, None) => None,
+    };
     let types = Types::Of(args.file_type, importance.as_ref());
     write(source.as_ref(), &mut Unchanged, types, codec, &args.out)
 }
@@ -149,6 +168,26 @@ pub(super) fn prune(args: &PruneArgs, codec: &dyn Codec) -> Result<Outcome, Pipe
     bar.finish_and_clear();
     let types = args.file_type.map_or(Types::Kept, |file_type| Types::Of(file_type, None));
     write(source.as_ref(), &mut change, types, codec, &args.out)
+}
+
+/// Measures on the model itself; one of Hugging Face's becomes a GGUF file beside the new one for so long.
+fn measured(
+    args: &QuantizeArgs,
+    text: &Path,
+    source: &dyn Source,
+    codec: &dyn Codec,
+    measure: &Measure<'_>,
+) -> Result<Importance, PipelineError> {
+    let told = |reason| PipelineError::Calibration { text: text.to_owned(), reason };
+    if args.model.is_file() {
+        return measure(&args.model, text, args.calibration_chunks).map_err(told);
+    }
+    let beside = args.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let io = |error| PipelineError::Io { path: beside.to_owned(), error };
+    let folder = tempfile::Builder::new().prefix(".calibration-").tempdir_in(beside).map_err(io)?;
+    let model = folder.path().join("model.gguf");
+    rewrite(source, &mut Unchanged, Types::Of(FileType::Bf16, None), codec, &model, &mut |_| {})?;
+    measure(&model, text, args.calibration_chunks).map_err(told)
 }
 
 /// An adapter with its weight. A path that exists is taken whole, whatever signs it has.

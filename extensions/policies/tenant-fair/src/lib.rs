@@ -11,7 +11,9 @@
 //! Beyond the paper: a tenant without its share of places does not wait until one
 //! of a greedy tenant's answers ends; the greedy tenant's youngest is paused. And
 //! while a prompt of whoever was served least is computed, a greedy tenant's streams
-//! rest by turns, for else they would take the time that it needs. Whoever comes back
+//! rest by turns and its prompts wait, for else they would take the time that it needs.
+//! Where greedy tenants' prompts are alone, steps are kept short if others were there a
+//! moment ago: whoever comes waits for the end of a step. Whoever comes back
 //! keeps a small claim, about a request's worth, so that it does not stand in line
 //! with the flood for each of its few requests.
 #![deny(missing_docs)]
@@ -20,12 +22,20 @@ use std::collections::VecDeque;
 
 use quern_policy_sdk::prelude::*;
 
+mod crowd;
 mod ledger;
 
+use crowd::Crowd;
 use ledger::Ledger;
 
 /// Weighted tokens that whoever comes back may be behind the others: a request or two.
 const CREDIT: u32 = 512;
+
+/// See [`TenantFair::step_percent`]: half a step, for half the wait.
+const STEP_PERCENT: u32 = 50;
+
+/// For so long after two tenants had work at once, a greedy one's steps are short.
+const MEMORY_US: u64 = 60_000_000;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -33,13 +43,24 @@ pub struct TenantFair {
     turns: AdapterTurns,
     ledger: Ledger,
     preempts: bool,
-    rests: bool,
+    gives_way: bool,
+    /// Part of the target time that a greedy tenant's steps take, in percent.
+    step_percent: u32,
+    /// When two tenants had work at once, by the node's clock.
+    shared_at_us: Option<u64>,
 }
 
 impl Default for TenantFair {
     fn default() -> Self {
         let ledger = Ledger::new(2, CREDIT.into());
-        TenantFair { turns: AdapterTurns::default(), ledger, preempts: true, rests: true }
+        TenantFair {
+            turns: AdapterTurns::default(),
+            ledger,
+            preempts: true,
+            gives_way: true,
+            step_percent: STEP_PERCENT,
+            shared_at_us: None,
+        }
     }
 }
 
@@ -50,7 +71,8 @@ impl Policy for TenantFair {
         self.ledger =
             Ledger::new(output_weight, settings.number("credit-tokens", CREDIT, 0..=1_000_000).into());
         self.preempts = settings.flag("preempt", true);
-        self.rests = settings.flag("rest", true);
+        self.gives_way = settings.flag("give-way", true);
+        self.step_percent = settings.number("step-percent", STEP_PERCENT, 1..=100);
         self.turns = AdapterTurns::with_quantum(settings.number("quantum-steps", 16, 1..=100_000));
         settings.done()?;
         self.ledger.restore(saved.unwrap_or_default());
@@ -66,16 +88,31 @@ impl SchedulerPolicy for TenantFair {
     fn plan(&mut self, step: &Step, waiting: &Waiting, running: &Running) -> Answer<Plan> {
         self.ledger.settle(waiting, running);
         let queues = Queues::new(waiting, &self.ledger);
+        let crowd = Crowd::new(step, running, &queues, &self.ledger);
+        if crowd.len() > 1 {
+            self.shared_at_us = Some(step.now_us);
+        }
+        let is_shared = self.shared_at_us.is_some_and(|at_us| step.now_us.saturating_sub(at_us) < MEMORY_US);
+        let is_short = self.gives_way && is_shared && crowd.is_greedy_alone();
+        let short_us = u64::from(step.target_step_us) * u64::from(self.step_percent) / 100;
+        let resting = if self.gives_way { crowd.resting() } else { Vec::new() };
+        let gives_way = |tenant: u32| self.gives_way && crowd.gives_way(tenant);
         let (ledger, preempts) = (&self.ledger, self.preempts);
-        let resting = if self.rests { resting(step, running, &queues, ledger) } else { Vec::new() };
         let plan = self.turns.plan(step, waiting, running, |plan| {
             let of_running = |row: usize| (ledger.served(running.tenant[row]), running.id[row]);
             plan.rest(resting.iter().copied());
+            if is_short {
+                plan.shorten(short_us as u32);
+            }
             plan.decode(of_running);
             let mut begun = plan.prefilling();
             begun.sort_by_key(|&row| of_running(row));
-            let begun = begun.into_iter().map(|row| (row, of_running(row).0)).collect();
-            if let Some(blocked) = queues.clone().serve(plan, waiting, begun)
+            let begun = begun.into_iter().map(|row| Begun {
+                row,
+                served: of_running(row).0,
+                gives_way: gives_way(running.tenant[row]),
+            });
+            if let Some(blocked) = queues.clone().serve(plan, waiting, begun.collect(), &gives_way)
                 && preempts
                 && let Some(victim) = victim_for(waiting.tenant[blocked], plan, step, running, &queues)
             {
@@ -86,39 +123,6 @@ impl SchedulerPolicy for TenantFair {
         self.ledger.charge(waiting, &plan);
         Ok(Some(plan))
     }
-}
-
-/// Streams that stand still in this step, for the prompt of somebody who was served
-/// less: all but one, by turns, of those of a tenant beyond its share of places.
-fn resting(step: &Step, running: &Running, queues: &Queues, ledger: &Ledger) -> Vec<usize> {
-    // Streams of each tenant, and none yet of those who only wait.
-    let mut streams: Vec<(u32, Vec<usize>)> =
-        queues.queues.iter().map(|queue| (queue.tenant, Vec::new())).collect();
-    let waiting = queues.queues.iter().map(|queue| (queue.served, queue.tenant)).min();
-    let mut first = waiting;
-    for (row, &tenant) in running.tenant.iter().enumerate() {
-        let place = streams.iter().position(|&(other, _)| other == tenant).unwrap_or_else(|| {
-            streams.push((tenant, Vec::new()));
-            streams.len() - 1
-        });
-        if running.decodes(row) {
-            streams[place].1.push(row);
-        } else {
-            let begun = Some((ledger.served(tenant), tenant));
-            first = if first.is_none() { begun } else { first.min(begun) };
-        }
-    }
-    let Some((least, first)) = first else { return Vec::new() };
-    let share = (step.max_running as usize / streams.len()).max(1);
-    let mut resting = Vec::new();
-    for (tenant, rows) in &mut streams {
-        if rows.len() > share && *tenant != first && ledger.served(*tenant) > least {
-            let turn = step.seq % rows.len() as u64;
-            rows.rotate_left(turn as usize);
-            resting.extend_from_slice(&rows[1..]);
-        }
-    }
-    resting
 }
 
 /// Bits of a row's number in a sort key; more rows than that are not looked at.
@@ -167,42 +171,64 @@ impl Queues {
         Queues { rows, queues }
     }
 
+    /// Tenants that wait, with what they were served and how many rows they have.
+    fn waiting(&self) -> impl Iterator<Item = (u32, u64, u32)> {
+        self.queues.iter().map(|queue| (queue.tenant, queue.served, (queue.end - queue.next) as u32))
+    }
+
     /// Serves the next of whoever was served least, again and again: a prompt that
-    /// has begun, of which `begun` has row and what its tenant was served, or a row
-    /// that waits. Gives back who found no room to start.
+    /// has begun, or a row that waits. Once somebody else has a part of the step,
+    /// those who give way get none. Gives back who found no room to start.
     fn serve(
         mut self,
         plan: &mut PlanBuilder<'_>,
         waiting: &Waiting,
-        begun: VecDeque<(usize, u64)>,
+        mut begun: VecDeque<Begun>,
+        gives_way: &impl Fn(u32) -> bool,
     ) -> Option<usize> {
-        let mut begun = begun;
-        let mut blocked = None;
+        let (mut blocked, mut is_taken) = (None, false);
         loop {
+            if is_taken {
+                begun.retain(|begun| !begun.gives_way);
+                self.queues.retain(|queue| !gives_way(queue.tenant));
+            }
             let open = self.queues.iter_mut().filter(|queue| queue.next < queue.end);
             let next = open.min_by_key(|queue| queue.served);
             let next = next.filter(|_| blocked.is_none());
-            let is_begun = begun
-                .front()
-                .is_some_and(|&(_, served)| next.as_ref().is_none_or(|queue| served <= queue.served));
-            if is_begun {
-                let (row, _) = begun.pop_front()?;
+            let first = begun.front().copied();
+            if let Some(Begun { row, served, gives_way }) = first
+                && next.as_ref().is_none_or(|queue| served <= queue.served)
+            {
+                begun.pop_front();
                 if !plan.prefill(row) {
                     return None;
                 }
+                is_taken |= !gives_way;
                 continue;
             }
             let Some(queue) = next else { return blocked };
             let row = self.rows[queue.next] as usize;
             queue.next += 1;
             match plan.try_start(row) {
-                Start::Started(_) => queue.served += u64::from(waiting.work(row)),
+                Start::Started(_) => {
+                    queue.served += u64::from(waiting.work(row));
+                    is_taken |= !gives_way(waiting.tenant[row]);
+                }
                 Start::NotNow => {}
                 Start::NoRows => return None,
                 Start::NoSlot | Start::NoState => blocked = Some(row),
             }
         }
     }
+}
+
+/// A prompt that has begun.
+#[derive(Debug, Clone, Copy)]
+struct Begun {
+    row: usize,
+    /// What its tenant was served.
+    served: u64,
+    gives_way: bool,
 }
 
 /// The youngest of a tenant that runs more than its share, if the one who waits

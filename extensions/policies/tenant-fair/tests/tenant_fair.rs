@@ -83,6 +83,35 @@ fn a_greedy_tenants_streams_rest_by_turns_while_anothers_prompt_is_computed() {
     assert_eq!(plan_of(&mut policy, &alone).running_chunk, [1; 8]);
 }
 
+#[test]
+fn a_greedy_tenants_prompts_wait_for_anothers_and_no_longer() {
+    let mut policy = TenantFair::default();
+    // Tenant 1 has drawn tokens, and is in the midst of a prompt when tenant 2 comes.
+    let mut snapshot = snapshot_of(&[(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 20)], &[2]);
+    let plan = plan_of(&mut policy, &snapshot);
+    assert!(plan.admit == [0] && plan.running_chunk[5] == 0, "{plan:?}");
+    // Tenant 2 has its part; once it decodes, tenant 1's prompt goes on.
+    snapshot = snapshot_of(&[(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 20), (2, 1)], &[]);
+    assert_eq!(plan_of(&mut policy, &snapshot).running_chunk, [1, 1, 1, 1, 1, 20, 1]);
+}
+
+#[test]
+fn a_greedy_tenants_steps_are_short_while_others_may_come_back() {
+    let flood = || snapshot_of(&[(1, 1000), (1, 1000), (1, 1000), (1, 1000), (1, 1000), (1, 1000)], &[1; 8]);
+    let rows = |policy: &mut TenantFair, snapshot: &Snapshot| {
+        let plan = plan_of(policy, snapshot);
+        plan.running_chunk.iter().chain(&plan.admit_chunk).sum::<u32>()
+    };
+    let mut policy = TenantFair::default();
+    // Nobody else was ever there: 9 ms for rows of 100 us.
+    assert_eq!(rows(&mut policy, &flood()), 90);
+    plan_of(&mut policy, &snapshot_of(&[(1, 1), (2, 1)], &[]));
+    assert_eq!(rows(&mut policy, &flood()), 40, "half of the target time, less what a step costs anyway");
+    let mut later = flood();
+    later.step.now_us = 3_600_000_000;
+    assert_eq!(rows(&mut policy, &later), 90, "the others have not come for an hour");
+}
+
 /// Those who run with tenant and what is left of their prompt, and tenants who wait.
 fn snapshot_of(running: &[(u32, u32)], waiting: &[u32]) -> Snapshot {
     let step = Step {

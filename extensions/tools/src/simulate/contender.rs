@@ -167,6 +167,7 @@ impl Node<'_> {
             // The node brings what it is told within its own bounds.
             config.token_budget = limits.token_budget.min(self.first_config.token_budget);
             config.max_running = limits.max_running.min(self.first_config.max_running);
+            self.hold = None;
             config.target_step_us = u32::try_from(limits.target_step.as_micros()).unwrap_or(u32::MAX);
             self.served.tuned.push((self.now_us, config.target_step_us, config.max_running));
             self.contender.tune_at_us = self.now_us + TUNE_US.max(limits.hold.as_micros() as u64);

@@ -9,6 +9,7 @@
 
 use quern_engine::AdapterId;
 use quern_scheduler::builtin::BuiltinPlanner;
+use quern_scheduler::hold::Hold;
 use quern_scheduler::plan::{self, NO_DEADLINE, Plan, Snapshot, StepInfo};
 
 use crate::Costs;
@@ -104,6 +105,8 @@ pub(crate) struct Node<'a> {
     pub(super) waiting: Vec<Sequence>,
     pub(super) running: Vec<Sequence>,
     snapshot: Snapshot,
+    /// The last plan, as far as it may be repeated.
+    pub(super) hold: Option<Hold>,
     num_steps: u64,
     last_step_us: u64,
     last_adapter: AdapterId,
@@ -125,6 +128,7 @@ pub(crate) fn serve(config: NodeConfig, trace: &Trace, contender: &mut Contender
         waiting: Vec::new(),
         running: Vec::new(),
         snapshot: Snapshot::default(),
+        hold: None,
         num_steps: 0,
         last_step_us: 0,
         last_adapter: AdapterId::BASE,
@@ -216,7 +220,10 @@ impl Node<'_> {
             ..self.known_costs()
         };
         self.config = limits;
-        let plan = self.checked_plan()?;
+        let plan = match self.held_plan() {
+            Some(plan) => Some(plan),
+            None => self.checked_plan()?,
+        };
         Ok(plan.unwrap_or_else(|| {
             let plan = plan::Planner::plan(&mut self.fallback, &self.snapshot);
             plan.expect("the built-in policy always has an opinion")
@@ -231,6 +238,14 @@ impl Node<'_> {
         let Costs { fixed_us, row_us, output_us } = self.config.costs;
         let row_us = row_us.max(1.0) as u32;
         StepInfo { fixed_us: fixed_us as u32, row_us, output_us: output_us as u32, ..StepInfo::default() }
+    }
+
+    fn held_plan(&mut self) -> Option<Plan> {
+        let mut hold = self.hold.take().filter(|_| !self.stalled && self.contender.planner.stands())?;
+        let plan = hold.repeat(&self.snapshot)?;
+        plan::check(&self.snapshot, &plan).ok()?;
+        self.hold = Some(hold);
+        Some(plan)
     }
 
     fn checked_plan(&mut self) -> anyhow::Result<Option<Plan>> {
@@ -249,6 +264,9 @@ impl Node<'_> {
         self.contender.planner.judged(judgement);
         if judgement.is_err() {
             self.served.fallbacks.invalid += 1;
+        }
+        if judgement.is_ok() {
+            self.hold = Hold::after(&self.snapshot, &plan);
         }
         Ok(judgement.ok().map(|()| plan))
     }

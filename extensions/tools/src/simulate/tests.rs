@@ -146,3 +146,48 @@ fn what_makes_no_sense_is_refused() {
         assert!(simulate(&args(flags)).is_err(), "{flags:?}");
     }
 }
+
+/// The built-in policy, which lets the node repeat each plan four times.
+struct Holding {
+    inner: quern_scheduler::builtin::BuiltinPlanner,
+    asked: std::sync::Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl quern_scheduler::plan::Planner for Holding {
+    fn name(&self) -> &str {
+        "holding"
+    }
+
+    fn plan(&mut self, snapshot: &quern_scheduler::plan::Snapshot) -> Option<quern_scheduler::plan::Plan> {
+        self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let plan = self.inner.plan(snapshot)?;
+        Some(quern_scheduler::plan::Plan { hold_steps: 4, ..plan })
+    }
+}
+
+#[test]
+fn plans_that_may_be_held_are_repeated_as_on_the_node() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "at_ms,prompt,max_new\n0,50,101\n").unwrap();
+    let trace = Trace::read(file.path()).unwrap();
+    let args = args(&["builtin", "--max-running", "4"]);
+    let config = NodeConfig {
+        token_budget: args.token_budget,
+        max_running: args.max_running,
+        max_queued: args.max_queued,
+        kv_capacity: args.kv_capacity,
+        target_step_us: 400_000,
+        mixes_adapters: true,
+        costs: DEFAULT_COSTS,
+    };
+    let engine = opened::engine(false).unwrap();
+    let mut contender = Contender::new(&engine, contender::BUILTIN, &args.open).unwrap();
+    let asked = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
+    contender.planner = Box::new(Holding { inner: Default::default(), asked: asked.clone() });
+    let served = node::serve(config, &trace, &mut contender).unwrap();
+    let summary = Summary::new("holding", &trace, &served);
+    let asked = asked.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!((summary.finished, summary.steps), (1, 101));
+    // Once for the prompt, and again when it begins to decode; then for each five steps.
+    assert_eq!(asked, 21, "each answer serves five steps");
+}

@@ -42,10 +42,12 @@ unsafe impl Sync for Model {}
 
 impl Model {
     /// Loads a model; `None` when llama.cpp refuses it, with the reason in its log.
-    /// `progress` gets a part from 0 to 1 and ends the loading with `false`.
+    /// With a `vocabulary` llama.cpp knows how many tokens there are, and none of
+    /// them. `progress` gets a part from 0 to 1 and ends the loading with `false`.
     pub(crate) fn load(
         path: &Path,
         config: &LlamaConfig,
+        vocabulary: Option<&VocabularySize>,
         mut progress: &mut dyn FnMut(f32) -> bool,
     ) -> Option<Model> {
         let path = c_path(path)?;
@@ -72,10 +74,15 @@ impl Model {
         };
         params.check_tensors = false;
         params.use_extra_bufts = config.repack;
+        let overrides = vocabulary.and_then(without_vocabulary);
+        if let Some(overrides) = &overrides {
+            params.kv_overrides = overrides.as_ptr();
+        }
         params.progress_callback = Some(on_progress);
         params.progress_callback_user_data = (&raw mut progress).cast();
-        // SAFETY: `path`, `shares` and `progress` outlive the call, and llama.cpp
-        // keeps none of them; `shares` has as many entries as it reads.
+        // SAFETY: `path`, `shares`, `overrides` and `progress` outlive the call, and
+        // llama.cpp keeps none of them; `shares` has as many entries as it reads, and
+        // the last of `overrides` has no key, where it stops.
         NonNull::new(unsafe { sys::llama_model_load_from_file(path.as_ptr(), params) })
             .map(|handle| Model { handle, adapters: RwLock::new(()) })
     }
@@ -161,6 +168,40 @@ impl Model {
     pub(super) fn writes_adapters(&self) -> RwLockWriteGuard<'_, ()> {
         self.adapters.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How many tokens the model of an architecture has.
+pub(crate) struct VocabularySize {
+    pub(crate) architecture: String,
+    pub(crate) num_tokens: u32,
+}
+
+/// Metadata as if the file had no vocabulary, with an end mark; `None` for a key that
+/// is longer than llama.cpp takes.
+fn without_vocabulary(vocabulary: &VocabularySize) -> Option<[sys::llama_model_kv_override; 3]> {
+    let entry = |key: &str, tag| {
+        let mut entry = sys::llama_model_kv_override {
+            tag,
+            key: [0; 128],
+            __bindgen_anon_1: sys::llama_model_kv_override__bindgen_ty_1 { val_str: [0; 128] },
+        };
+        write_text(&mut entry.key, key).then_some(entry)
+    };
+    let mut kind = entry("tokenizer.ggml.model", sys::LLAMA_KV_OVERRIDE_TYPE_STR)?;
+    let mut value = [0; 128];
+    write_text(&mut value, "none");
+    kind.__bindgen_anon_1.val_str = value;
+    let size_key = format!("{}.vocab_size", vocabulary.architecture);
+    let mut size = entry(&size_key, sys::LLAMA_KV_OVERRIDE_TYPE_INT)?;
+    size.__bindgen_anon_1.val_i64 = i64::from(vocabulary.num_tokens);
+    Some([kind, size, entry("", sys::LLAMA_KV_OVERRIDE_TYPE_INT)?])
+}
+
+/// Copies a text with a zero behind it; false when there is no room for both.
+fn write_text(to: &mut [c_char; 128], text: &str) -> bool {
+    let fits = text.len() < to.len();
+    to.iter_mut().zip(text.bytes()).for_each(|(to, byte)| *to = byte as c_char);
+    fits
 }
 
 unsafe extern "C" fn on_progress(part: f32, user_data: *mut c_void) -> bool {

@@ -13,6 +13,7 @@ use super::c_path;
 use super::model::Model;
 use super::tap::{Tap, TapState, on_tensor};
 use crate::config::{FlashAttention, KvType, LlamaConfig};
+use crate::inputs::Inputs;
 
 struct Context(NonNull<sys::llama_context>);
 
@@ -53,6 +54,8 @@ pub(crate) enum Decode {
 pub(crate) struct Session {
     context: Context,
     adapters: BTreeMap<u32, Adapter>,
+    /// The one that the context points to.
+    present: Option<u32>,
     model: Arc<Model>,
     tap: Tap,
     batch: BatchArrays,
@@ -71,7 +74,8 @@ impl Session {
     /// the reason in its log. `threads` are those for one row and for several.
     pub(crate) fn new(model: Arc<Model>, config: &LlamaConfig, threads: (u32, u32)) -> Option<Session> {
         let hidden_size = model.hidden_size();
-        let state = Box::new(TapState { wanted: false, ends: false, hidden_size, rows: Vec::new() });
+        let rows = Vec::new();
+        let state = Box::new(TapState { wanted: false, ends: false, hidden_size, rows, inputs: None });
         let tap = Tap(NonNull::from(Box::leak(state)));
         let kv_type = match config.kv_type {
             KvType::F16 => sys::GGML_TYPE_F16,
@@ -110,6 +114,7 @@ impl Session {
         Some(Session {
             context: Context(context),
             adapters: BTreeMap::new(),
+            present: None,
             model,
             tap,
             batch: BatchArrays::default(),
@@ -191,6 +196,12 @@ impl Session {
         // SAFETY: the tap's state is reached through this pointer only, and no
         // computation runs while `self` is borrowed.
         unsafe { &mut self.tap.0.as_mut().rows }
+    }
+
+    /// Begins to measure what goes into the model's matrices, or ends it; gives what was measured so far.
+    pub(crate) fn set_inputs(&mut self, inputs: Option<Inputs>) -> Option<Inputs> {
+        // SAFETY: as in `hidden`.
+        std::mem::replace(unsafe { &mut self.tap.0.as_mut().inputs }, inputs)
     }
 
     /// The first rows of logits and of hidden states of the last batch, after
@@ -284,20 +295,29 @@ impl Session {
         let _list = self.model.reads_adapters();
         // SAFETY: lists of one entry each, or none, which the call copies. The
         // adapter stays until `forget_adapter` or the session's end.
-        unsafe {
+        let is_set = unsafe {
             sys::llama_set_adapters_lora(
                 self.context.0.as_ptr(),
                 &raw mut adapter,
                 usize::from(id.is_some()),
                 &raw mut scale,
             ) == 0
+        };
+        if is_set {
+            self.present = id;
         }
+        is_set
     }
 
-    /// Frees an adapter; later batches are computed without one until
-    /// [`Session::use_adapter`] says otherwise.
+    /// Frees an adapter. Where it was the present one, later batches are computed
+    /// without one until [`Session::use_adapter`] says otherwise.
+    ///
+    /// # Panics
+    /// When the context does not let go of the adapter.
     pub(crate) fn forget_adapter(&mut self, id: u32) {
-        self.use_adapter(None);
+        if self.present == Some(id) {
+            assert!(self.use_adapter(None), "the context would point to freed memory");
+        }
         self.adapters.remove(&id);
     }
 

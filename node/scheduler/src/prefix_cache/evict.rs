@@ -1,9 +1,42 @@
 //! Making room: the least recently used cached tail is cut first, and what live
 //! slots go through is never touched.
 
-use super::{KvOp, NodeIx, PrefixCache};
+use quern_engine::{AdapterId, SeqId};
+
+use super::{KvOp, Node, NodeIx, PrefixCache};
 
 impl PrefixCache {
+    /// The adapters that there is, or was, state of.
+    pub fn adapters(&self) -> impl Iterator<Item = AdapterId> {
+        self.roots.keys().copied()
+    }
+
+    /// Forgets all cached state of an adapter. Whether nothing of it is left: live
+    /// slots stay.
+    pub fn forget_adapter(&mut self, adapter: AdapterId, ops: &mut Vec<KvOp>) -> bool {
+        let Some(&root) = self.roots.get(&adapter) else { return true };
+        for slot in 0..self.slots.len() as SeqId {
+            let is_cached = self.slots[slot as usize].filter(|s| !s.live);
+            if is_cached.is_some_and(|s| self.root_of(s.node) == root) {
+                self.close(slot, ops);
+            }
+        }
+        let is_empty = self.nodes[root].num_slots == 0;
+        if is_empty {
+            self.roots.remove(&adapter);
+            self.nodes[root] = Node::default();
+            self.unused_nodes.push(root);
+        }
+        is_empty
+    }
+
+    fn root_of(&self, mut node: NodeIx) -> NodeIx {
+        while self.nodes[node].parent != node {
+            node = self.nodes[node].parent;
+        }
+        node
+    }
+
     pub(super) fn oldest_cached_leaf(&self) -> Option<NodeIx> {
         let leaves = self.slots.iter().flatten().filter(|slot| !slot.live).map(|slot| slot.node);
         let evictable = leaves.filter(|&node| {

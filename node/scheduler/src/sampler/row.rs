@@ -87,6 +87,12 @@ impl<'a> LogitRow<'a> {
         self.base.len()
     }
 
+    /// How many tokens have this logit.
+    pub(super) fn count(&self, logit: f32) -> usize {
+        let in_block = |block| self.block(block).iter().filter(|&&x| x == logit).count();
+        (0..self.num_blocks()).map(in_block).sum()
+    }
+
     pub(super) fn num_blocks(&self) -> usize {
         self.base.len().div_ceil(BLOCK)
     }

@@ -68,6 +68,16 @@ impl Pair {
         self.apply();
     }
 
+    fn cut(&mut self, at: usize, len: usize) {
+        let (slot, _, held) = &mut self.live[at];
+        if !held.is_empty() {
+            held.truncate(len);
+            self.cache.cut(*slot, len, &mut self.ops);
+            assert_eq!(self.cache.len(*slot), held.len());
+            self.apply();
+        }
+    }
+
     fn release(&mut self, at: usize, keep: bool) {
         let (slot, ..) = self.live.swap_remove(at);
         self.cache.release(slot, keep, &mut self.ops);
@@ -80,7 +90,7 @@ proptest! {
 
     #[test]
     fn books_agree_with_the_engine(
-        steps in prop::collection::vec((0u8..5, 0usize..8, 0u32..3, 1usize..24, any::<bool>()), 1..80)
+        steps in prop::collection::vec((0u8..6, 0usize..8, 0u32..3, 1usize..24, any::<bool>()), 1..80)
     ) {
         let mut pair = Pair::new(Bench::tiny(120, 5));
         for (what, pick, salt, len, flag) in steps {
@@ -92,6 +102,7 @@ proptest! {
                     pair.open(AdapterId(u32::from(flag)), &tokens);
                 }
                 2 if !pair.live.is_empty() => pair.extend(at, &vec![salt; len % 5]),
+                5 if !pair.live.is_empty() => pair.cut(at, len),
                 3 | 4 if !pair.live.is_empty() => pair.release(at, flag || what == 3),
                 _ => {}
             }

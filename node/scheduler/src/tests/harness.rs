@@ -1,5 +1,6 @@
 //! A scheduler that is turned by hand, one step at a time.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -14,7 +15,7 @@ use crate::request::{
     Closed, DEFAULT_PRIORITY, Event, Failure, FinishReason, Generate, Request, SamplingParams, Sink, Work,
 };
 use crate::step_loop::StepLoop;
-use crate::{Handle, SchedulerConfig, build};
+use crate::{AdapterSource, Handle, SchedulerConfig, build};
 
 /// What a test sees of one sequence.
 #[derive(Clone, Default)]
@@ -83,6 +84,13 @@ impl Stream {
         })
     }
 
+    pub(crate) fn scores(&self) -> Option<Vec<f32>> {
+        self.events().into_iter().find_map(|event| match event {
+            Event::Scores(scores) => Some(scores),
+            _ => None,
+        })
+    }
+
     pub(crate) fn failure(&self) -> Option<Failure> {
         self.events().iter().find_map(|event| match event {
             Event::Failed(failure) => Some(failure.clone()),
@@ -91,9 +99,47 @@ impl Stream {
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        let last =
-            |event: &Event| matches!(event, Event::Finished(_) | Event::Failed(_) | Event::Embedding(_));
+        let last = |event: &Event| !matches!(event, Event::Started { .. } | Event::Token { .. });
         self.events().last().is_some_and(last)
+    }
+}
+
+/// An adapter of one byte, which a test may take away or pin.
+#[derive(Default)]
+pub(crate) struct Content {
+    pub(crate) is_gone: AtomicBool,
+    pub(crate) is_pinned: bool,
+    pub(crate) num_held: AtomicUsize,
+    pub(crate) num_reads: AtomicUsize,
+}
+
+impl AdapterSource for Content {
+    fn size_bytes(&self) -> u64 {
+        1
+    }
+
+    fn is_in_memory(&self) -> bool {
+        !self.is_gone.load(Ordering::Relaxed)
+    }
+
+    fn is_pinned(&self) -> bool {
+        self.is_pinned
+    }
+
+    fn with_file(&self, read: &mut dyn FnMut(&Path)) -> Result<(), String> {
+        if self.is_gone.load(Ordering::Relaxed) {
+            return Err("its file is gone".to_owned());
+        }
+        self.num_reads.fetch_add(1, Ordering::Relaxed);
+        read(env!("CARGO_MANIFEST_DIR").as_ref());
+        Ok(())
+    }
+
+    fn note_held(&self, is_held: bool) {
+        match is_held {
+            true => self.num_held.fetch_add(1, Ordering::Relaxed),
+            false => self.num_held.fetch_sub(1, Ordering::Relaxed),
+        };
     }
 }
 
@@ -117,15 +163,10 @@ impl Bench {
         drafter: Option<Box<dyn Drafter>>,
     ) -> Bench {
         config.check_invariants = true;
-        let mut engine = FakeEngine::new(fake.clone());
         for adapter in 1..4 {
-            quern_engine::Engine::load_adapter(
-                &mut engine,
-                AdapterId(adapter),
-                env!("CARGO_MANIFEST_DIR").as_ref(),
-            )
-            .unwrap();
+            config.adapters.insert(AdapterId(adapter), Arc::new(Content::default()));
         }
+        let engine = FakeEngine::new(fake.clone());
         let queue = crate::Queue::new(config.max_queued);
         let (scheduler, handle) = build(&queue, Box::new(engine), config, planner, drafter);
         Bench { scheduler, handle, fake, next_request: 0 }
@@ -161,6 +202,14 @@ impl Bench {
     pub(crate) fn submit(&mut self, request: Request) {
         let permit = self.handle.reserve().unwrap();
         self.handle.submit(permit, request).unwrap();
+    }
+
+    /// As [`Bench::ask`], with an adapter.
+    pub(crate) fn ask_with(&mut self, adapter: AdapterId, prompt: &[u32], max_new: u32) -> Stream {
+        let stream = Stream::default();
+        let request = self.request(prompt, greedy(&[&stream], max_new));
+        self.submit(Request { adapter, ..request });
+        stream
     }
 
     /// Asks for `max_new` greedy tokens.

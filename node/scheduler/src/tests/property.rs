@@ -23,7 +23,7 @@ struct Arrival {
 }
 
 fn arrival() -> impl Strategy<Value = Arrival> {
-    let what = (0u32..4, 0usize..30, 1usize..40, 1u32..25, 0u32..3);
+    let what = (0u32..4, 0usize..30, 1usize..40, 1u32..25, 0u32..4);
     let how = (any::<u8>(), 1usize..3, prop::option::of(0usize..20), prop::bool::weighted(0.15), 0usize..6);
     (what, how).prop_map(
         |((salt, shared, len, max_new, adapter), (priority, choices, hang_up_after, embed, turns_before))| {
@@ -53,11 +53,12 @@ fn check(
     config: SchedulerConfig,
     kv: usize,
     slots: usize,
-    speculate: bool,
+    (speculate, mixes): (bool, bool),
     planner: Option<Holding>,
 ) {
     let mut fake = Bench::tiny(kv, slots);
     fake.repetitive = speculate;
+    fake.capabilities.mixes_adapters = mixes;
     let drafter = speculate.then(|| Box::new(Successor) as Box<dyn crate::draft::Drafter>);
     let planner = planner.map(|planner| Box::new(planner) as Box<dyn crate::plan::Planner>);
     let mut bench = Bench::with(fake, config, planner, drafter);
@@ -124,6 +125,7 @@ proptest! {
         (kv, slots, budget) in (80usize..200, 2usize..7, 4usize..64),
         (host, cache, speculate) in (any::<bool>(), any::<bool>(), any::<bool>()),
         hold in prop::option::of((1u32..20, any::<bool>())),
+        (mixes, max_adapters, quantum) in (any::<bool>(), 1usize..4, 1u32..20),
     ) {
         let config = SchedulerConfig {
             token_budget: budget,
@@ -131,9 +133,11 @@ proptest! {
             preemption: if host { Preemption::Host } else { Preemption::Recompute },
             host_state_bytes: 600,
             max_draft: 4,
+            max_adapters,
+            adapter_quantum: quantum,
             ..SchedulerConfig::default()
         };
-        check(&arrivals, config, kv, slots, speculate, hold.map(holding));
+        check(&arrivals, config, kv, slots, (speculate, mixes), hold.map(holding));
     }
 }
 
@@ -165,5 +169,5 @@ fn a_cached_prompt_that_fills_the_memory_is_started_once() {
         row(0, 0, 1, 1, 21, 1, 0),
     ];
     let config = SchedulerConfig { token_budget: 16, ..SchedulerConfig::default() };
-    check(&arrivals, config, 111, 3, false, None);
+    check(&arrivals, config, 111, 3, (false, false), None);
 }

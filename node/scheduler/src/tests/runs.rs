@@ -234,6 +234,19 @@ fn embeddings_pool_over_chunks_and_beside_generation() {
 }
 
 #[test]
+fn short_prompts_that_are_only_read_are_not_kept() {
+    let config = SchedulerConfig { max_cached: 100, ..SchedulerConfig::default() };
+    let mut bench = Bench::new(Bench::tiny(256, 8), config);
+    for (len, kept) in [(12, 0), (60, 60)] {
+        let work = Work::Embed { pooling: Pooling::Last, sink: Box::new(Stream::default()) };
+        let request = bench.request(&prompt(52, len), work);
+        bench.submit(request);
+        bench.run(20);
+        assert_eq!(bench.scheduler.cache.used(), kept);
+    }
+}
+
+#[test]
 fn an_engine_failure_ends_its_batch_and_nothing_else() {
     let fake = FakeConfig { fail_at_step: Some(2), ..FakeConfig::default() };
     let mut bench = Bench::new(fake, SchedulerConfig::default());

@@ -1,0 +1,255 @@
+//! `quern eval --csv` and `--calibrate`: rows with labels, judged by a head or by what a
+//! model would answer.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use quern_adapters::{Calibration, Head, fit_temperature, labels_of};
+use quern_engine::{Engine as _, TokenId};
+use quern_text::Special;
+
+use super::reference::{self, Reference};
+use super::report::{Accuracy, CalibrationReport, LabelReport};
+use super::scores::{Confusion, Predictions, difference, estimate};
+use super::subject::{Machine, Needs, Subject};
+use super::table::Table;
+use super::{EvalArgs, EvalError, bar, confusion, pooled, spoken};
+
+/// Texts that are read together.
+const MAX_TEXTS: u32 = 64;
+
+/// Each output costs two rows of logits in memory.
+const MAX_OUTPUTS: u32 = 128;
+
+/// Sequences of a step beside the labels': what prompts share, and the prompt.
+const PROMPT_SEQUENCES: usize = 2;
+
+/// Rows of a step, whose state is there beside the longest text's.
+const STEP_ROWS: usize = 256;
+
+/// A model's word on all rows.
+struct Labelled {
+    predictions: Predictions,
+    truth: Vec<usize>,
+    by: &'static str,
+    seconds: f64,
+}
+
+pub(super) fn run(args: &EvalArgs, csv: &Path, machine: &Machine) -> Result<LabelReport, EvalError> {
+    let wishes = &args.labelling;
+    if args.models.len() > 1 && !(wishes.confusion.is_empty() && wishes.predictions.is_none()) {
+        return Err(EvalError::Usage("--confusion and --predictions are about one model; name one"));
+    }
+    let table = rows(args, csv)?;
+    let mut models: Vec<Accuracy> = Vec::new();
+    let mut first_right: Vec<f64> = Vec::new();
+    let mut num_labels = 0;
+    for model in &args.models {
+        let subject = Subject::open(model, args.adapter.as_deref())?;
+        let labelled = label(args, &subject, &table, machine)?;
+        num_labels = labelled.predictions.labels.len();
+        let right: Vec<f64> = right(&labelled);
+        let mut accuracy = accuracy(args, &subject, &table, &labelled)?;
+        if models.is_empty() {
+            first_right = right;
+        } else {
+            accuracy.against_first = Some(difference(&first_right, &right));
+        }
+        write_files(args, &table, &labelled.predictions, &accuracy)?;
+        models.push(accuracy);
+    }
+    Ok(LabelReport {
+        csv: csv.display().to_string(),
+        adapter: args.adapter.as_ref().map(|path| path.display().to_string()),
+        num_rows: table.rows.len(),
+        num_labels,
+        models,
+    })
+}
+
+pub(super) fn calibrate(
+    args: &EvalArgs,
+    csv: &Path,
+    machine: &Machine,
+) -> Result<CalibrationReport, EvalError> {
+    let [model] = &args.models[..] else {
+        return Err(EvalError::Usage("--calibrate is about one model; name one"));
+    };
+    let table = rows(args, csv)?;
+    let subject = Subject::open(model, args.adapter.as_deref())?;
+    let Labelled { predictions, truth, .. } = label(args, &subject, &table, machine)?;
+    let rows: Vec<(Vec<f32>, usize)> = predictions.scores.into_iter().zip(truth).collect();
+    let fitted = fit_temperature(&rows);
+    let calibration = Calibration::of(&fitted, rows.len());
+    let classifier = classifier(args, &subject);
+    let written = calibration.write(&classifier);
+    let file = written.map_err(|source| EvalError::File { path: classifier, source })?;
+    Ok(CalibrationReport {
+        file: file.display().to_string(),
+        calibration,
+        nll_before: fitted.nll_before,
+        nll_after: fitted.nll_after,
+    })
+}
+
+/// Whose calibration it is: the adapter's, or that of the model whose head was merged into it.
+fn classifier(args: &EvalArgs, subject: &Subject) -> PathBuf {
+    args.adapter.clone().unwrap_or_else(|| subject.path.clone())
+}
+
+fn rows(args: &EvalArgs, csv: &Path) -> Result<Table, EvalError> {
+    let wishes = &args.labelling;
+    let mut table = Table::read(csv, &wishes.text_column, &wishes.label_column)?;
+    table.rows.truncate(wishes.rows.map_or(usize::MAX, |rows| rows as usize));
+    Ok(table)
+}
+
+fn label(
+    args: &EvalArgs,
+    subject: &Subject,
+    table: &Table,
+    machine: &Machine,
+) -> Result<Labelled, EvalError> {
+    let labels = match (&subject.head, &args.labelling.labels) {
+        (Some(head), _) => head.labels.clone(),
+        (None, Some(file)) => {
+            labels_of(file).map_err(|fault| EvalError::Labels { path: file.clone(), fault })?
+        }
+        (None, None) => table.labels(),
+    };
+    // What the model cannot answer is known before it has read anything.
+    let truth = table.truth(&labels)?;
+    let (scores, seconds) = match &subject.head {
+        Some(head) => by_head(subject, head, table, machine)?,
+        None => by_answer(args, subject, &labels, table, machine)?,
+    };
+    let by = if subject.head.is_some() { "head" } else { "spoken" };
+    Ok(Labelled { predictions: Predictions { labels, scores }, truth, by, seconds })
+}
+
+type Scores = (Vec<Vec<f32>>, f64);
+
+fn by_head(subject: &Subject, head: &Head, table: &Table, machine: &Machine) -> Result<Scores, EvalError> {
+    let texts: Vec<Vec<TokenId>> =
+        table.rows.iter().map(|row| subject.text(&row.text)).collect::<Result<_, _>>()?;
+    let longest = longest(subject, table, &texts, 0)?;
+    let kv_capacity = longest + STEP_ROWS;
+    let needs = Needs { kv_capacity, max_sequences: MAX_TEXTS, max_outputs: MAX_TEXTS };
+    let (mut engine, adapter) = subject.engine(needs, machine)?;
+    let model = engine.capabilities().hidden_size as u64;
+    if head.hidden != model {
+        return Err(EvalError::HeadSize { path: subject.path.clone(), head: head.hidden, model });
+    }
+    let bar = bar(texts.len(), &subject.name);
+    let began = Instant::now();
+    let mut scores = vec![Vec::new(); texts.len()];
+    pooled::read(&mut engine, adapter, &texts, &mut |idx, state| {
+        scores[idx] = head.logits(state);
+        bar.inc(1);
+    })?;
+    bar.finish_and_clear();
+    Ok((scores, began.elapsed().as_secs_f64()))
+}
+
+fn by_answer(
+    args: &EvalArgs,
+    subject: &Subject,
+    labels: &[String],
+    table: &Table,
+    machine: &Machine,
+) -> Result<Scores, EvalError> {
+    let system = args.labelling.system.as_deref();
+    let prompts: Vec<Vec<TokenId>> =
+        table.rows.iter().map(|row| subject.chat(system, &row.text)).collect::<Result<_, _>>()?;
+    let end = subject.tokenizer.eos().ok_or_else(|| EvalError::NoEnd { path: subject.path.clone() })?;
+    let answer = |label: &String| -> Result<Vec<TokenId>, EvalError> {
+        let mut tokens = subject.tokenizer.encode(label, Special::AsText)?;
+        tokens.push(end);
+        Ok(tokens)
+    };
+    let answers: Vec<Vec<TokenId>> = labels.iter().map(answer).collect::<Result<_, _>>()?;
+    let longest_answer = answers.iter().map(Vec::len).max().unwrap_or(0);
+    let longest = longest(subject, table, &prompts, longest_answer)?;
+    let max_sequences = (PROMPT_SEQUENCES + labels.len()).min(quern_llama::MAX_SEQUENCES as usize);
+    let kv_capacity = longest + max_sequences * longest_answer;
+    let needs = Needs { kv_capacity, max_sequences: max_sequences as u32, max_outputs: MAX_OUTPUTS };
+    let (mut engine, adapter) = subject.engine(needs, machine)?;
+    let bar = bar(prompts.len(), &subject.name);
+    let began = Instant::now();
+    let scores = spoken::score(&mut engine, adapter, &prompts, &answers, &mut || bar.inc(1))?;
+    bar.finish_and_clear();
+    Ok((scores, began.elapsed().as_secs_f64()))
+}
+
+/// The longest of the rows' tokens with so many behind them, which the model must be able to read.
+fn longest(subject: &Subject, table: &Table, rows: &[Vec<TokenId>], more: usize) -> Result<usize, EvalError> {
+    let (row, tokens) = table
+        .rows
+        .iter()
+        .zip(rows)
+        .max_by_key(|(_, tokens)| tokens.len())
+        .expect("a table has at least one row");
+    let (tokens, limit) = (tokens.len() + more, subject.trained_context);
+    if tokens > limit {
+        let what = format!("{}, line {}", table.path.display(), row.line);
+        return Err(EvalError::TooLong { what, tokens, limit });
+    }
+    Ok(tokens)
+}
+
+/// 1 for each row with the right label, else 0.
+fn right(labelled: &Labelled) -> Vec<f64> {
+    let pairs = labelled.predictions.best().into_iter().zip(&labelled.truth);
+    pairs.map(|(predicted, truth)| f64::from(u8::from(predicted == *truth))).collect()
+}
+
+fn accuracy(
+    args: &EvalArgs,
+    subject: &Subject,
+    table: &Table,
+    labelled: &Labelled,
+) -> Result<Accuracy, EvalError> {
+    let Labelled { predictions, truth, .. } = labelled;
+    let reference = args.labelling.reference.as_deref();
+    let reference = reference.map(|path| Reference::read(path, table, &predictions.labels)).transpose()?;
+    let calibration = Calibration::read(&classifier(args, subject))?;
+    // Fitting also says how far off rows are before it, which is all that is asked here.
+    let error_at = |temperature: f32| {
+        let cool = |scores: &Vec<f32>| scores.iter().map(|score| score / temperature).collect();
+        let rows: Vec<(Vec<f32>, usize)> =
+            predictions.scores.iter().map(cool).zip(truth.iter().copied()).collect();
+        fit_temperature(&rows).ece_before
+    };
+    let confusion = Confusion::of(&predictions.labels, truth, &predictions.best());
+    Ok(Accuracy {
+        model: subject.name.clone(),
+        by: labelled.by,
+        accuracy: estimate(&right(labelled)),
+        macro_f1: confusion.macro_f1(),
+        calibration_error: error_at(1.0),
+        calibrated_error: calibration.map(|calibration| error_at(calibration.temperature)),
+        rows_per_second: truth.len() as f64 / labelled.seconds,
+        against_first: None,
+        agreement: reference.map(|reference| reference.agreement(predictions)),
+        confusion,
+    })
+}
+
+fn write_files(
+    args: &EvalArgs,
+    table: &Table,
+    predictions: &Predictions,
+    accuracy: &Accuracy,
+) -> Result<(), EvalError> {
+    let failed = |path: &Path, source| EvalError::File { path: path.to_owned(), source };
+    let name = table.path.file_stem().unwrap_or_default().to_string_lossy();
+    let percent = accuracy.accuracy.mean * 100.0;
+    let title = format!("{name}: {percent:.1} % of {} rows ({})", table.rows.len(), accuracy.model);
+    for path in &args.labelling.confusion {
+        confusion::write(path, &accuracy.confusion, &title).map_err(|source| failed(path, source))?;
+    }
+    if let Some(path) = &args.labelling.predictions {
+        reference::write(path, table, predictions).map_err(|source| failed(path, source))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! Classification on llama.cpp: labels' scores against tokens' own logprobs on a tiny
+//! random model, and a merged head on the default model against transformers.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::node::{Node, file, quern, tiny_model, told};
+
+const LABELS: [&str; 6] = ["pay", "pay bill", "payment", "transfer money", "transfer", "zzz"];
+
+async fn post(node: &Node, path: &str, body: Value) -> Value {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let answer = client.post(format!("{}{path}", node.public)).json(&body).send().await.unwrap();
+    answer.json().await.unwrap()
+}
+
+async fn tokens(node: &Node, body: Value) -> Vec<u64> {
+    let answer = post(node, "/tokenize", body).await;
+    let tokens = answer["tokens"].as_array().unwrap_or_else(|| panic!("{answer}"));
+    tokens.iter().map(|token| token.as_u64().unwrap()).collect()
+}
+
+/// The log-probability of `label` behind `prompt`, one forced token after the other.
+async fn alone(node: &Node, prompt: &[u64], label: &[u64]) -> f64 {
+    let (mut tokens, mut sum) = (prompt.to_vec(), 0.0);
+    for &token in label {
+        let body = json!({
+            "model": "tiny", "prompt": tokens, "max_tokens": 1, "temperature": 0, "logprobs": 0,
+            "logit_bias": { token.to_string(): 100 },
+        });
+        let answer = post(node, "/v1/completions", body).await;
+        let logprob = answer["choices"][0]["logprobs"]["token_logprobs"][0].as_f64();
+        sum += logprob.unwrap_or_else(|| panic!("{answer}"));
+        tokens.push(token);
+    }
+    sum
+}
+
+fn probs(object: &Value) -> Vec<f64> {
+    let probs = object["probs"].as_array().unwrap_or_else(|| panic!("{object}"));
+    probs.iter().map(|prob| prob.as_f64().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn labels_score_what_their_tokens_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let labels = file(dir.path(), "labels.txt", &format!("{}\n", LABELS.join("\n")));
+    let config = format!(
+        "[[classifier]]\nname = \"intents\"\nlabels_file = {labels:?}\nend_token = false\n\
+         messages = [{{ role = \"user\", content = \"{{text}}\" }}]\n"
+    );
+    let config = file(dir.path(), "quern.toml", &config);
+    let engine = ["--kv-capacity", "512", "--max-sequences", "5", "--threads", "1", "--threads-prefill", "1"];
+    let node = Node::start("llama", &[engine.as_slice(), &["--config", &config]].concat());
+
+    let texts = ["move my money", "what do i owe", "x"];
+    let ask = |input: Value| json!({"model": "intents", "input": input});
+    let together = post(&node, "/v1/classify", ask(json!(texts))).await;
+    for (text, object) in texts.iter().zip(together["data"].as_array().unwrap()) {
+        let prompt = json!({"model": "tiny", "messages": [{"role": "user", "content": text}]});
+        let prompt = tokens(&node, prompt).await;
+        let mut scores = Vec::new();
+        for label in LABELS {
+            let label = tokens(&node, json!({"model": "tiny", "prompt": label})).await;
+            scores.push(alone(&node, &prompt, &label).await);
+        }
+        let total: f64 = scores.iter().map(|score| score.exp()).sum();
+        for (found, score) in probs(object).into_iter().zip(&scores) {
+            let wanted = score.exp() / total;
+            assert!((found - wanted).abs() < 2e-3, "{text}: {object} is not {scores:?}");
+        }
+    }
+}
+
+#[test]
+fn a_classifier_that_cannot_serve_is_told_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_model_dir, model) = tiny_model();
+    let labels = file(dir.path(), "labels.txt", "a\nb\na\n");
+    let check = |entry: &str| {
+        let config = file(dir.path(), "quern.toml", &format!("[[classifier]]\nname = \"intents\"\n{entry}"));
+        let listen = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+        let model = ["check", "--config", &config, "--model", model.to_str().unwrap()];
+        told(&quern(&[model.as_slice(), listen.as_slice()].concat()))
+    };
+    let no_head = check("abstain_below = 0.5\n");
+    assert_eq!(no_head.0, 1);
+    assert!(
+        no_head.2.contains("classifier `intents`") && no_head.2.contains("no classification head"),
+        "{no_head:?}"
+    );
+    let twice = check(&format!("labels_file = {labels:?}\ntemplate = \"{{text}}:\"\n"));
+    assert_eq!(twice.0, 1);
+    assert!(twice.2.contains("\"a\" occurs twice"), "{twice:?}");
+    let no_text = check("labels = [\"a\", \"b\"]\ntemplate = \"Topic:\"\n");
+    assert_eq!(no_text.0, 64);
+    assert!(no_text.2.contains("classifier[0].template: it has no {text}"), "{no_text:?}");
+}
+
+/// What transformers says of a row: the text, the label, all probabilities.
+struct Reference {
+    text: String,
+    label: String,
+    probs: Vec<f64>,
+}
+
+/// The default model and an adapter, where this machine has both.
+fn real() -> Option<(PathBuf, PathBuf)> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.exists());
+    let found = variable("QUERN_TEST_MODEL").zip(variable("QUERN_TEST_ADAPTERS"));
+    if found.is_none() {
+        eprintln!("SKIPPED: QUERN_TEST_MODEL and QUERN_TEST_ADAPTERS name no model and no adapters");
+    }
+    found.map(|(model, adapters)| (model, adapters.join("banking-classifier")))
+}
+
+/// The first rows of `reference.csv`; its texts have no quoted commas, which is checked.
+fn reference(adapter: &Path, num_rows: usize) -> Vec<Reference> {
+    let csv = std::fs::read_to_string(adapter.join("reference.csv")).unwrap();
+    let mut lines = csv.lines();
+    let num_columns = lines.next().unwrap().split(',').count();
+    let rows = lines.filter(|line| !line.contains('"')).map(|line| {
+        let fields: Vec<&str> = line.split(',').collect();
+        assert_eq!(fields.len(), num_columns, "{line}");
+        let probs = fields[3..].iter().map(|prob| prob.parse().unwrap()).collect();
+        Reference { text: fields[0].to_owned(), label: fields[2].to_owned(), probs }
+    });
+    rows.take(num_rows).collect()
+}
+
+#[tokio::test]
+async fn a_merged_head_says_what_transformers_says() {
+    let Some((base, adapter)) = real() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let merged = dir.path().join("banking.gguf");
+    let paths = [&base, &adapter, &merged].map(|path| path.to_str().unwrap());
+    let (code, _, errors) =
+        told(&quern(&["adapter", "merge", paths[0], paths[1], "-o", paths[2], "--type", "F16"]));
+    assert_eq!(code, 0, "{errors}");
+    let node = Node::serve(&merged, "llama", &["--kv-capacity", "4096"]);
+
+    let rows = reference(&adapter, 100);
+    let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
+    let answer = post(&node, "/v1/classify", json!({"model": "banking", "input": texts})).await;
+    let objects = answer["data"].as_array().unwrap_or_else(|| panic!("{answer}"));
+    let mut same = 0;
+    for (row, object) in rows.iter().zip(objects) {
+        same += usize::from(object["label"] == row.label.as_str());
+        for (found, wanted) in probs(object).into_iter().zip(&row.probs) {
+            assert!((found - wanted).abs() < 0.02, "{}: {object} is not {:?}", row.text, row.probs);
+        }
+    }
+    assert!(same * 1000 >= rows.len() * 995, "{same} of {}", rows.len());
+}
