@@ -172,8 +172,10 @@ async fn a_prompt_goes_where_its_beginning_is_cached() {
     for asked in asked {
         assert_eq!(answer(asked).await["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
     }
-    // Both are idle, so that only the prefix can tell them apart.
     for subject in ["corn", "mill", "corn", "mill"] {
+        // An answer may arrive before its worker is counted as idle; once both are, only
+        // the prefix can tell them apart.
+        until(|| inside(&server) == [0, 0]).await;
         let told = server.post(CHAT, &about(subject, few.clone())).await.ok();
         let (cached, all) =
             (&told["usage"]["prompt_tokens_details"]["cached_tokens"], &told["usage"]["prompt_tokens"]);
