@@ -26,7 +26,7 @@ fetch() {
     [ -d "$sources/vendor/llama.cpp" ] && return
     # pip would prepare the package's metadata by building it: the tools it asks for are not needed to unpack it.
     local archive=$peer_dir/llama_cpp_python-$version.tar.gz
-    [ -f "$archive" ] || python3 -m pip download --no-deps --no-binary=:all: --dest "$peer_dir" "$package==$version"
+    [ -f "$archive" ] || python3 -m pip download --no-deps --no-binary="$package" --dest "$peer_dir" "$package==$version"
     tar -xzf "$archive" -C "$peer_dir"
 }
 

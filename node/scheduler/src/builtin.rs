@@ -45,8 +45,8 @@ pub struct BuiltinPlanner {
     quantum: u32,
     /// Steps that the present adapter was served in a row.
     turn: u32,
-    /// The step in which each adapter was last served; those without work are forgotten.
-    served: HashMap<AdapterId, u64>,
+    /// The step in which each adapter with work was last served, or came to have work.
+    waits_since: HashMap<AdapterId, u64>,
 }
 
 impl Default for BuiltinPlanner {
@@ -87,20 +87,24 @@ impl BuiltinPlanner {
     /// Serves an adapter for so many steps in a row while others have work.
     #[must_use]
     pub fn with_quantum(quantum: u32) -> BuiltinPlanner {
-        BuiltinPlanner { quantum: quantum.max(1), turn: 0, served: HashMap::new() }
+        BuiltinPlanner { quantum: quantum.max(1), turn: 0, waits_since: HashMap::new() }
     }
 
-    /// Adapters with work, best first: the present one for a quantum, then
-    /// whoever was served longest ago.
+    /// Adapters with work, best first: the present one for a quantum, then whoever
+    /// waits longest. One that comes anew queues behind those that are there, or a
+    /// stream of rare adapters would keep the others from their next turn.
     fn adapters(&mut self, snapshot: &Snapshot) -> Vec<AdapterId> {
         let last = snapshot.step.last_adapter;
         let rows = snapshot.running.adapter.iter().chain(&snapshot.waiting.adapter);
         let mut adapters: Vec<AdapterId> = rows.copied().collect();
         adapters.sort_unstable();
         adapters.dedup();
-        self.served.retain(|adapter, _| adapters.contains(adapter));
+        self.waits_since.retain(|adapter, _| adapters.contains(adapter));
+        for &adapter in &adapters {
+            self.waits_since.entry(adapter).or_insert(snapshot.step.seq);
+        }
         let over = self.turn >= self.quantum;
-        adapters.sort_by_key(|&adapter| ((adapter == last) == over, self.served.get(&adapter).copied()));
+        adapters.sort_by_key(|adapter| ((*adapter == last) == over, self.waits_since[adapter]));
         adapters
     }
 
@@ -108,7 +112,7 @@ impl BuiltinPlanner {
         let Some(served) = served else { return };
         let same = served == snapshot.step.last_adapter;
         self.turn = if same { self.turn.saturating_add(1) } else { 1 };
-        self.served.insert(served, snapshot.step.seq);
+        self.waits_since.insert(served, snapshot.step.seq);
     }
 }
 

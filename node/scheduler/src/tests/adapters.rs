@@ -48,6 +48,26 @@ fn more_adapters_than_there_is_room_for_take_turns() {
 }
 
 #[test]
+fn rare_adapters_that_come_one_after_another_do_not_keep_others_from_their_turns() {
+    let mut bench = Bench::new(FakeConfig::default(), room_for(2));
+    let long = [ONE, TWO].map(|id| bench.ask_with(id, &prompt(id.0, 20), 40));
+    let rare: Vec<Stream> = (0..32)
+        .map(|n| {
+            let stream = bench.ask_with(AdapterId(100 + n), &prompt(n, 8), 1);
+            bench.turn();
+            stream
+        })
+        .collect();
+    for stream in &long {
+        assert!(stream.tokens().len() > 2, "it had more than its first turn");
+    }
+    assert!(rare[..8].iter().all(|stream| stream.tokens().len() == 1), "nor do these wait for the others");
+    bench.run(200);
+    assert!(long.iter().all(|stream| stream.tokens().len() == 40));
+    assert!(rare.iter().all(|stream| stream.tokens().len() == 1));
+}
+
+#[test]
 fn who_was_not_used_for_longest_makes_room_and_a_pinned_one_stays() {
     let config = room_for(2);
     let mut bench = Bench::new(FakeConfig::default(), config.clone());
