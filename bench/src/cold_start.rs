@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -13,14 +13,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::client::{Client, Server};
-use crate::machine::{Machine, command_for_readers, field, first_number, now_utc};
+use crate::machine::{Machine, command_for_readers, now_utc};
 use crate::output::{RESULTS_FILE, TABLE_FILE};
+use crate::process::{Memory, POLL_PAUSE, Running};
 use crate::stats::Spread;
-
-/// Pause between two looks at the server.
-const POLL_PAUSE: Duration = Duration::from_millis(5);
-/// Time for a server to end after it was asked to.
-const END_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What to start, and how to see that it is up.
 #[derive(Debug)]
@@ -56,33 +52,6 @@ pub struct Start {
     pub resident_mib: f64,
     /// The part of it that is no file: KV cache, buffers, heap.
     pub anonymous_mib: f64,
-}
-
-/// A process that is ended when it is no longer needed.
-struct Running(Child);
-
-impl Running {
-    /// Asks the process to end, and ends it if it does not. Blocks until it has gone.
-    fn end(&mut self) {
-        let pid = self.0.id().to_string();
-        let asked = Command::new("kill").args(["-TERM", &pid]).stderr(Stdio::null()).status();
-        let until = Instant::now() + END_TIMEOUT;
-        while asked.is_ok() && Instant::now() < until {
-            if !matches!(self.0.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(POLL_PAUSE);
-        }
-        // Both fail only when the process has gone already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.end();
-    }
 }
 
 impl ColdStart {
@@ -148,17 +117,13 @@ impl ColdStart {
         }
         let first_token = reply.deltas.first().context("the first request had no token")?;
         let first_token_s = first_token.into_std().duration_since(started).as_secs_f64();
-        let status = std::fs::read_to_string(format!("/proc/{}/status", running.0.id()))?;
-        let mib = |name: &str| -> anyhow::Result<f64> {
-            let value = field(&status, name).and_then(|value| first_number(&value));
-            Ok(value.with_context(|| format!("no {name} in the process's status"))? as f64 / 1024.0)
-        };
+        let memory = Memory::of(running.0.id()).context("the process's memory cannot be read")?;
         Ok(Start {
             ready_s,
             first_token_s,
-            peak_resident_mib: mib("VmHWM")?,
-            resident_mib: mib("VmRSS")?,
-            anonymous_mib: mib("RssAnon")?,
+            peak_resident_mib: memory.peak_resident_mib,
+            resident_mib: memory.resident_mib,
+            anonymous_mib: memory.anonymous_mib,
         })
     }
 

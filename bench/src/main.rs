@@ -11,6 +11,8 @@ use clap::{Args, Parser, Subcommand};
 
 use quern_bench::client::{Client, Server};
 use quern_bench::cold_start::ColdStart;
+use quern_bench::experiment::{self, ExperimentArgs, ExperimentError};
+use quern_bench::kv_size::{self, KvSizeArgs};
 use quern_bench::machine::{Machine, command_for_readers, now_utc};
 use quern_bench::output::{FolderSink, NoSink, RunHeader, table, write_summary};
 use quern_bench::report::write_report;
@@ -33,6 +35,10 @@ enum Task {
     Run(Box<RunArgs>),
     /// Starts a server and measures how long until it is ready and until its first token, and its memory.
     ColdStart(ColdStartArgs),
+    /// Starts nodes with the settings of a question, measures them, and leaves figures, a plot and a section.
+    Experiment(Box<ExperimentArgs>),
+    /// Says what the key-value state of a model takes.
+    KvSize(KvSizeArgs),
     /// Collects the runs of a folder into one Markdown file.
     Report {
         /// The folder whose subfolders hold runs.
@@ -159,6 +165,8 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Task::Run(args) => run_workload(*args),
         Task::ColdStart(args) => cold_start(args),
+        Task::Experiment(args) => make_experiment(*args),
+        Task::KvSize(args) => kv_size::table(&args).map_err(Trouble::from).map(|table| print!("{table}")),
         Task::Report { folder } => write_report(&folder).map_err(Trouble::from).map(|path| {
             println!("{}", path.display());
         }),
@@ -226,6 +234,18 @@ fn run_workload(args: RunArgs) -> Result<(), Trouble> {
     }
     let (failed, wrong, all) = (outcome.num_failed, outcome.num_wrong, outcome.num_requests);
     Err(Trouble::WrongAnswers(format!("{failed} of {all} requests failed, {wrong} answers were wrong")))
+}
+
+fn make_experiment(args: ExperimentArgs) -> Result<(), Trouble> {
+    let left = experiment::run(args, command_line()).map_err(|error| match error {
+        ExperimentError::Usage(message) => Trouble::Usage(message),
+        ExperimentError::Failed(error) => Trouble::Failed(error),
+    })?;
+    println!("{}\n{}", left.markdown, left.folder.display());
+    if left.failed.is_empty() {
+        return Ok(());
+    }
+    Err(Trouble::WrongAnswers(format!("settings failed: {}", left.failed.join("; "))))
 }
 
 /// The command line without secrets.

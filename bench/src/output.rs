@@ -240,7 +240,7 @@ fn write_troubles(text: &mut String, outcome: &RunOutcome) -> std::fmt::Result {
 }
 
 /// Enough digits to compare, no more.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
@@ -248,7 +248,7 @@ fn number(value: f64) -> String {
     }
 }
 
-fn spread_cell(spread: Option<Spread>) -> String {
+pub(crate) fn spread_cell(spread: Option<Spread>) -> String {
     match spread {
         None => "–".to_owned(),
         Some(Spread { median, count: 1, .. }) => number(median),

@@ -9,7 +9,7 @@ use crate::stats::{FIGURES, Figure, PhaseSummary, Spread, levels, rounds, server
 /// The figures that are drawn, one panel each.
 const PANELS: [&str; 3] = ["tok/s", "TTFT p95 ms", "longest gap p50 ms"];
 /// Tells servers apart, for people who do not see all colours too.
-const COLOURS: [RGBColor; 6] = [
+pub(crate) const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),

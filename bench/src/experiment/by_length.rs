@@ -1,0 +1,104 @@
+//! What a node does with prompts of given lengths, and what it says that it allocates. Shared by experiments.
+
+use super::lab::{Lab, Served};
+use super::load::{Ask, decode_rate, prefill_rate, ttft_ms};
+use super::speed::{DECODE, Figures, PREFILL, PROMPT, TTFT};
+use super::texts;
+use crate::client::Reply;
+use crate::node::NodeSettings;
+
+/// Words of the text by which tokens a word are counted.
+const PROBE_WORDS: usize = 200;
+/// Tokens of state beyond the longest prompt: the answer, and the words that a number adds.
+const ROOM: usize = 512;
+
+/// What levels are.
+pub const LENGTH: (&str, &str) = ("length_tokens", "prompt, about so many tokens");
+
+/// Lengths to measure: those that were given, or powers of two up to what there is time for.
+///
+/// # Errors
+/// When one is too short to be a prompt.
+pub fn lengths(lab: &Lab, given: &[usize]) -> anyhow::Result<Vec<usize>> {
+    anyhow::ensure!(
+        given.iter().all(|length| *length >= 16),
+        "--lengths: every prompt must have 16 tokens or more"
+    );
+    Ok(match (given, lab.wish.is_quick) {
+        ([], true) => vec![256, 1024, 2048],
+        ([], false) => vec![256, 512, 1024, 2048, 4096, 8192],
+        (given, _) => given.to_vec(),
+    })
+}
+
+/// A node with room for the longest prompt twice, which tells what llama.cpp allocates.
+pub fn settings(lab: &Lab, lengths: &[usize]) -> NodeSettings {
+    let longest = lengths.iter().max().copied().unwrap_or(0);
+    lab.settings(&lab.wish.model)
+        .with("--kv-capacity", (longest + ROOM) * 2)
+        .with("--log-level", "info,llama.cpp=debug")
+}
+
+/// A prompt of about so many tokens. The same number gives the same text.
+///
+/// # Errors
+/// When the request that counts tokens fails.
+pub fn prompt(lab: &Lab, served: &Served, num_tokens: usize, number: u64) -> anyhow::Result<String> {
+    let tokens_per_word = match lab.tokens_per_word.get() {
+        Some(known) => known,
+        None => {
+            let reply = lab.ask(served, &[Ask::text(texts::prose(PROBE_WORDS, lab.next_text()), 1)])?;
+            let tokens = reply.first().and_then(|reply| reply.prompt_tokens).unwrap_or(0) as f64;
+            let counted = (tokens / PROBE_WORDS as f64).max(1.0);
+            lab.tokens_per_word.set(Some(counted));
+            counted
+        }
+    };
+    Ok(texts::prose((num_tokens as f64 / tokens_per_word).max(1.0) as usize, number))
+}
+
+/// One request of a prompt that the node does not know, and the figures of its prefill and its decode behind it.
+///
+/// # Errors
+/// When the request fails.
+pub fn measure(
+    lab: &Lab,
+    served: &Served,
+    prompt: &str,
+    answer_tokens: u32,
+) -> anyhow::Result<(Reply, Figures)> {
+    let mut replies = lab.ask(served, &[Ask::text(prompt.to_owned(), answer_tokens)])?;
+    let decode = decode_rate(&replies);
+    let reply = replies.remove(0);
+    let figures = vec![
+        (PREFILL.id, prefill_rate(&reply)),
+        (DECODE.id, decode),
+        (TTFT.id, ttft_ms(&reply)),
+        (PROMPT.id, reply.prompt_tokens.map(|tokens| tokens as f64)),
+    ];
+    Ok((reply, figures))
+}
+
+/// The sum of the sizes in a log's lines of the form `… WHAT = 12.34 MiB`; none if there is no such line.
+pub fn logged_mib(log: &str, what: &str) -> Option<f64> {
+    let size = |line: &str| {
+        let (_, rest) = line.split_once(what)?;
+        let (size, _) = rest.trim_start().strip_prefix('=')?.trim_start().split_once(" MiB")?;
+        size.trim().parse::<f64>().ok()
+    };
+    log.lines().filter_map(size).reduce(|sum, size| sum + size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_all_devices_are_summed() {
+        let log = "DEBUG llama.cpp: x:        CPU KV buffer size =    12.00 MiB\nCUDA0 KV buffer size = 2.50 MiB\n\
+                   CPU compute buffer size = 300.75 MiB\n";
+        assert_eq!(logged_mib(log, "KV buffer size"), Some(14.5));
+        assert_eq!(logged_mib(log, "compute buffer size"), Some(300.75));
+        assert_eq!(logged_mib(log, "output buffer size"), None);
+    }
+}
