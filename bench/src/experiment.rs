@@ -5,14 +5,19 @@
 //! judge files. Each experiment is one file here, a function from a [`Lab`] to [`Findings`]; `sheet.rs` holds
 //! figures, `section.rs` writes what is left behind, `chart.rs` draws.
 
+mod arrivals;
 mod attention;
 mod batching;
 mod by_length;
 mod chart;
+mod distillation;
+mod hardware;
 mod kv_cache;
 mod lab;
 mod load;
 mod lora;
+mod policies;
+mod profile;
 mod pruning;
 mod quality;
 mod quantization;
@@ -20,6 +25,7 @@ mod section;
 mod sheet;
 mod speculative;
 mod speed;
+mod steps;
 mod texts;
 
 use std::path::PathBuf;
@@ -41,6 +47,8 @@ pub struct ExperimentArgs {
 /// The experiments with their flags.
 #[derive(Debug, Subcommand)]
 pub enum Experiment {
+    /// Prefill and decode against what the machine can do, a trace of steps, memory and quality.
+    Profile(Asked<profile::ProfileArgs>),
     /// Static batches, batches with a wait window, and continuous batching under the same arrivals.
     Batching(Asked<batching::BatchingArgs>),
     /// Every format of the pipeline: size, memory, speed, perplexity, accuracy.
@@ -53,6 +61,12 @@ pub enum Experiment {
     Speculative(Asked<speculative::SpeculativeArgs>),
     /// Flash attention on and off, by length.
     Attention(Asked<attention::AttentionArgs>),
+    /// Policies on the same arrivals, on a real node and simulated.
+    Policies(Asked<policies::PoliciesArgs>),
+    /// Smaller models beside a big one, on the big one's labels.
+    Distillation(Asked<distillation::DistillationArgs>),
+    /// What this machine serves, how busy it is, and what that costs.
+    Hardware(Asked<hardware::HardwareArgs>),
     /// The model without its smallest weights, by share: quality and speed.
     Pruning(Asked<pruning::PruningArgs>),
 }
@@ -142,6 +156,12 @@ pub fn run(args: ExperimentArgs, command_line: String) -> Result<Left, Experimen
             make(&speculative::ABOUT, asked, command_line, speculative::speculative)
         }
         Experiment::Attention(asked) => make(&attention::ABOUT, asked, command_line, attention::attention),
+        Experiment::Profile(asked) => make(&profile::ABOUT, asked, command_line, profile::profile),
+        Experiment::Policies(asked) => make(&policies::ABOUT, asked, command_line, policies::policies),
+        Experiment::Distillation(asked) => {
+            make(&distillation::ABOUT, asked, command_line, distillation::distillation)
+        }
+        Experiment::Hardware(asked) => make(&hardware::ABOUT, asked, command_line, hardware::hardware),
         Experiment::Pruning(asked) => make(&pruning::ABOUT, asked, command_line, pruning::pruning),
     }
 }

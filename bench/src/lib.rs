@@ -4,6 +4,7 @@
 //! endpoints. `experiment` with `node` is the exception: it starts Quern with the settings that it compares. A run goes `workload` + `prompts` → `run` → `drive` or `long_prompt` → `client` → `check` →
 //! `summary` → `output`.
 
+pub mod ceilings;
 pub mod check;
 pub mod client;
 pub mod cold_start;

@@ -64,6 +64,11 @@ pub fn own_cpu_time() -> Duration {
     parse_cpu_time(&stat).unwrap_or_default()
 }
 
+/// Processor time that another process has used so far; none when it has gone.
+pub(crate) fn cpu_time_of(pid: u32) -> Option<Duration> {
+    parse_cpu_time(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
 /// User and system time: fields 14 and 15 of the line, counted in hundredths of a second on every Linux
 /// platform. The second field, a name in parentheses, may hold spaces: count from its end.
 fn parse_cpu_time(stat: &str) -> Option<Duration> {

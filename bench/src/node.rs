@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use crate::machine::cpu_time_of;
 use crate::process::{Memory, POLL_PAUSE, Running};
 
 /// Lines of a node's log that an error repeats.
@@ -232,6 +233,11 @@ impl Node {
     /// The process's memory now; none when it has gone.
     pub fn memory(&self) -> Option<Memory> {
         Memory::of(self.running.0.id())
+    }
+
+    /// Processor time that the process has used so far; none when it has gone.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        cpu_time_of(self.running.0.id())
     }
 
     /// What it wrote so far.

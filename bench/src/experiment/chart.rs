@@ -87,7 +87,7 @@ fn has_something(panel: &Panel, sheet: &Sheet) -> bool {
 }
 
 fn draw_lines(area: &Area<'_>, sheet: &Sheet, id: &str) -> anyhow::Result<()> {
-    let levels = sheet.levels();
+    let levels = sheet.levels_of(id);
     let place = |level: f64| levels.iter().position(|other| other.total_cmp(&level).is_eq());
     let top = sheet.largest(id) * 1.2;
     let mut chart = ChartBuilder::on(area)
@@ -97,7 +97,7 @@ fn draw_lines(area: &Area<'_>, sheet: &Sheet, id: &str) -> anyhow::Result<()> {
         .y_label_area_size(56)
         .build_cartesian_2d(-0.4..levels.len() as f64 - 0.6, 0.0..top)?;
     let label = |place: &f64| match levels.get(place.round().max(0.0) as usize) {
-        Some(level) if (place - place.round()).abs() < 1e-6 => number(*level),
+        Some(level) if (place - place.round()).abs() < 1e-6 => level.to_string(),
         _ => String::new(),
     };
     chart
@@ -109,6 +109,9 @@ fn draw_lines(area: &Area<'_>, sheet: &Sheet, id: &str) -> anyhow::Result<()> {
         .x_label_formatter(&label)
         .draw()?;
     for (setting, colour) in sheet.settings().iter().zip(COLOURS.iter().cycle()) {
+        if levels.iter().all(|level| sheet.spread(setting, *level, id).is_none()) {
+            continue;
+        }
         let colour = *colour;
         let at = |level: &f64| Some((place(*level)? as f64, sheet.spread(setting, *level, id)?));
         let medians = levels.iter().filter_map(at).map(|(x, spread)| (x, spread.median));
@@ -168,8 +171,7 @@ fn draw_points(area: &Area<'_>, sheet: &Sheet, right: &str, up: &str) -> anyhow:
     for setting in sheet.settings() {
         for level in sheet.levels() {
             let both = sheet.spread(setting, level, right).zip(sheet.spread(setting, level, up));
-            let name =
-                if sheet.level.is_some() { format!("{setting} {}", number(level)) } else { setting.into() };
+            let name = if sheet.level.is_some() { format!("{setting} {level}") } else { setting.into() };
             points.extend(both.map(|(x, y)| (name, x.median, y.median)));
         }
     }

@@ -50,18 +50,22 @@ pub fn perplexity(lab: &Lab, model: &Path, adapter: Option<&Path>) -> anyhow::Re
 /// # Errors
 /// When the command fails or prints something else.
 pub fn accuracy(lab: &Lab, model: &Path, adapter: Option<&Path>) -> anyhow::Result<Figures> {
-    accuracy_on(lab, model, adapter, &lab.rows_file()?)
+    accuracy_on(lab, model, adapter, (&lab.rows_file()?, None))
 }
 
-/// The same on the rows of a file.
+/// The same on the rows of a file, with labels of which some may be no row's.
 ///
 /// # Errors
 /// When the command fails or prints something else.
-pub fn accuracy_on(lab: &Lab, model: &Path, adapter: Option<&Path>, rows: &Path) -> anyhow::Result<Figures> {
+pub fn accuracy_on(
+    lab: &Lab,
+    model: &Path,
+    adapter: Option<&Path>,
+    (rows, labels): (&Path, Option<&Path>),
+) -> anyhow::Result<Figures> {
     let mut limits = Vec::new();
-    let is_own = lab.wish.csv.is_none();
-    let system = lab.wish.system.as_deref().or(is_own.then_some(texts::ROWS_SYSTEM));
-    limits.extend(system.into_iter().flat_map(|system| ["--system".to_owned(), system.to_owned()]));
+    limits.extend(labels.into_iter().flat_map(|file| ["--labels".to_owned(), file.display().to_string()]));
+    limits.extend(system(lab).into_iter().flat_map(|system| ["--system".to_owned(), system.to_owned()]));
     limits.extend(["--rows".to_owned(), max_rows(lab).to_string()]);
     let report = evaluate(lab, model, adapter, ("--csv", rows), limits)?;
     let found = |path: &str| report.pointer(path).and_then(Value::as_f64);
@@ -71,6 +75,12 @@ pub fn accuracy_on(lab: &Lab, model: &Path, adapter: Option<&Path>, rows: &Path)
         (MACRO_F1.id, found("/models/0/macro_f1")),
         (NUM_ROWS.id, found("/num_rows")),
     ])
+}
+
+/// What is said before each row: the program's own rows need their own words.
+pub fn system(lab: &Lab) -> Option<&str> {
+    let is_own = lab.wish.csv.is_none();
+    lab.wish.system.as_deref().or(is_own.then_some(texts::ROWS_SYSTEM))
 }
 
 /// Rows that are judged at most.

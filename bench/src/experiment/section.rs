@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use super::chart::{Panel, draw};
 use super::sheet::{Better, Sheet};
 use crate::machine::Machine;
-use crate::output::{PLOT_FILE, TABLE_FILE, number, spread_cell};
+use crate::output::{PLOT_FILE, TABLE_FILE, spread_cell};
 use crate::stats::Spread;
 
 /// Every figure of the experiment.
@@ -194,7 +194,7 @@ fn write_figures(text: &mut String, sheet: &Sheet) -> std::fmt::Result {
             if cells.iter().all(Option::is_none) {
                 continue;
             }
-            let level = sheet.level.map_or(String::new(), |_| format!("{} | ", number(level)));
+            let level = sheet.level.map_or(String::new(), |_| format!("{level} | "));
             let cells: Vec<String> = cells.into_iter().map(spread_cell).collect();
             writeln!(text, "| {setting} | {level}{} |", cells.join(" | "))?;
         }
@@ -218,7 +218,7 @@ fn write_ratios(text: &mut String, sheet: &Sheet) -> std::fmt::Result {
         let better = if column.better == Better::More { "more" } else { "less" };
         for one in ratios {
             let Spread { median, min, max, count } = one.ratio;
-            let level = sheet.level.map_or(String::new(), |_| format!("{} | ", number(one.level)));
+            let level = sheet.level.map_or(String::new(), |_| format!("{} | ", one.level));
             writeln!(
                 text,
                 "| {} | {} | {level}{median:.3} | {min:.3} to {max:.3} | {count} | {better} |",
@@ -275,7 +275,7 @@ mod tests {
             "# A probe",
             "quern 1; quern-bench 2",
             "Note: cut short.",
-            "| q8_0 | 64 | 112 [75–150] |",
+            "| q8_0 | 64 | 112 [75.0–150] |",
             "| decode tok/s | q8_0 | 64 | 1.500 | 1.500 to 1.500 | 2 | more |",
             "- `q2_k`: no such format",
             "- the weather",

@@ -161,6 +161,15 @@ impl Sheet {
         levels
     }
 
+    /// Levels at which a column has a value, from the lowest.
+    pub fn levels_of(&self, id: &str) -> Vec<f64> {
+        let idx = self.column_idx(id);
+        let has_value = |level: &f64| {
+            self.rows.iter().any(|row| row.level.total_cmp(level).is_eq() && row.values[idx].is_some())
+        };
+        self.levels().into_iter().filter(has_value).collect()
+    }
+
     /// Single values of a setting at a level, with their rounds.
     pub fn values(&self, setting: &str, level: f64, id: &str) -> impl Iterator<Item = (usize, f64)> {
         let idx = self.column_idx(id);
@@ -255,6 +264,7 @@ pub(crate) mod tests {
         let spread = sheet.spread("f16", 64.0, "decode_tok_per_s").unwrap();
         assert!((spread.median - 75.0).abs() < 1e-9 && spread.count == 2);
         assert!(sheet.has_failed("q2_k") && !sheet.has_failed("f16"));
+        assert_eq!((sheet.levels_of("decode_tok_per_s").len(), sheet.levels_of("file_mib").len()), (2, 0));
         assert!(sheet.has_values("decode_tok_per_s") && !sheet.has_values("file_mib"));
     }
 
