@@ -114,7 +114,7 @@ impl KvShape {
             TensorType::all().find(named).ok_or_else(|| KvSizeError::Type { name: kv_type.to_owned() })?;
         let row_bytes = |row: u64| {
             let block = format.block_elements();
-            if row % block != 0 {
+            if !row.is_multiple_of(block) {
                 return Err(KvSizeError::Row { kv_type: kv_type.to_owned(), block, row });
             }
             Ok(row / block * format.block_bytes())

@@ -50,7 +50,9 @@ pub(super) fn attention(lab: &Lab, args: &AttentionArgs) -> anyhow::Result<Findi
     lab.expect_steps(settings.len() * lab.wish.rounds);
     let mut sheet = Sheet::new(Some(LENGTH), COLUMNS);
     lab.rounds(&mut sheet, &settings, |sheet, (name, &(flash, gpu_layers)), round| {
-        let node = by_length::settings(lab, &lengths).with("--flash-attention", flash);
+        // Nothing is kept between requests: attention would walk over it.
+        let node = by_length::settings(lab, &lengths).set("scheduler.prefix_cache", false);
+        let node = node.with("--flash-attention", flash);
         let node = gpu_layers.into_iter().fold(node, |node, layers| node.with("--gpu-layers", layers));
         let served = lab.start(&node)?;
         for (idx, &length) in lengths.iter().enumerate() {

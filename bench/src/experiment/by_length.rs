@@ -36,6 +36,8 @@ pub fn settings(lab: &Lab, lengths: &[usize]) -> NodeSettings {
     let longest = lengths.iter().max().copied().unwrap_or(0);
     lab.settings(&lab.wish.model)
         .with("--kv-capacity", (longest + ROOM) * 2)
+        // The longest prompt is kept for one that begins like it; an eighth of the room would be too little.
+        .set("scheduler.max_cached", longest + ROOM)
         .with("--log-level", "info,llama.cpp=debug")
 }
 
