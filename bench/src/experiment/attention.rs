@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::About;
-use super::by_length::{self, LENGTH, logged_mib};
+use super::by_length::{self, LENGTH, Warm, logged_mib};
 use super::chart::Panel;
 use super::lab::Lab;
 use super::section::Findings;
@@ -54,11 +54,12 @@ pub(super) fn attention(lab: &Lab, args: &AttentionArgs) -> anyhow::Result<Findi
         let node = by_length::settings(lab, &lengths).set("scheduler.prefix_cache", false);
         let node = node.with("--flash-attention", flash);
         let node = gpu_layers.into_iter().fold(node, |node, layers| node.with("--gpu-layers", layers));
-        let served = lab.start(&node)?;
+        let warm = Warm::start(lab, &node)?;
+        let served = &warm.served;
         for (idx, &length) in lengths.iter().enumerate() {
             let number = (round * lengths.len() + idx) as u64;
-            let prompt = by_length::prompt(lab, &served, length, number)?;
-            let (_, figures) = by_length::measure(lab, &served, &prompt, args.answer_tokens)?;
+            let prompt = warm.prompt(length, number);
+            let (_, figures) = by_length::measure(lab, served, &prompt, args.answer_tokens)?;
             sheet.add(name, length as f64, round, figures);
         }
         let compute = logged_mib(&served.node.log()?, "compute buffer size");

@@ -270,7 +270,8 @@ async fn drive(
         .collect();
     // The gate closes when nobody is left who could come.
     drop(queue);
-    let all = async {
+    // Owns the requests: when one fails, the others go, and with them whom the gate would wait for.
+    let all = async move {
         let mut ended = Vec::new();
         while let Some(one) = requests.next().await {
             ended.push(one?);

@@ -9,6 +9,8 @@ use crate::node::NodeSettings;
 
 /// Words of the text by which tokens a word are counted.
 const PROBE_WORDS: usize = 200;
+/// The number of that text, which no prompt has: what it leaves in a cache must help none.
+const PROBE_NUMBER: u64 = 500_000;
 /// Tokens of state beyond the longest prompt: the answer, and the words that a number adds.
 const ROOM: usize = 512;
 
@@ -41,22 +43,30 @@ pub fn settings(lab: &Lab, lengths: &[usize]) -> NodeSettings {
         .with("--log-level", "info,llama.cpp=debug")
 }
 
-/// A prompt of about so many tokens. The same number gives the same text.
-///
-/// # Errors
-/// When the request that counts tokens fails.
-pub fn prompt(lab: &Lab, served: &Served, num_tokens: usize, number: u64) -> anyhow::Result<String> {
-    let tokens_per_word = match lab.tokens_per_word.get() {
-        Some(known) => known,
-        None => {
-            let reply = lab.ask(served, &[Ask::text(texts::prose(PROBE_WORDS, lab.next_text()), 1)])?;
-            let tokens = reply.first().and_then(|reply| reply.prompt_tokens).unwrap_or(0) as f64;
-            let counted = (tokens / PROBE_WORDS as f64).max(1.0);
-            lab.tokens_per_word.set(Some(counted));
-            counted
-        }
-    };
-    Ok(texts::prose((num_tokens as f64 / tokens_per_word).max(1.0) as usize, number))
+/// A node that has answered a request, and what it counts as a token.
+#[derive(Debug)]
+pub struct Warm {
+    /// The node.
+    pub served: Served,
+    tokens_per_word: f64,
+}
+
+impl Warm {
+    /// Starts a node and sends it a first request, which pays for pages of the file and for buffers.
+    ///
+    /// # Errors
+    /// When the node does not start or does not answer.
+    pub fn start(lab: &Lab, settings: &NodeSettings) -> anyhow::Result<Self> {
+        let served = lab.start(settings)?;
+        let reply = lab.ask(&served, &[Ask::text(texts::prose(PROBE_WORDS, PROBE_NUMBER), 2)])?;
+        let tokens = reply.first().and_then(|reply| reply.prompt_tokens).unwrap_or(0) as f64;
+        Ok(Self { served, tokens_per_word: (tokens / PROBE_WORDS as f64).max(1.0) })
+    }
+
+    /// A prompt of about so many tokens. The same number gives the same text.
+    pub fn prompt(&self, num_tokens: usize, number: u64) -> String {
+        texts::prose((num_tokens as f64 / self.tokens_per_word).max(1.0) as usize, number)
+    }
 }
 
 /// One request of a prompt that the node does not know, and the figures of its prefill and its decode behind it.

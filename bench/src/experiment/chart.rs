@@ -89,7 +89,8 @@ fn has_something(panel: &Panel, sheet: &Sheet) -> bool {
 fn draw_lines(area: &Area<'_>, sheet: &Sheet, id: &str) -> anyhow::Result<()> {
     let levels = sheet.levels_of(id);
     let place = |level: f64| levels.iter().position(|other| other.total_cmp(&level).is_eq());
-    let top = sheet.largest(id) * 1.2;
+    // The legend stands above the lines.
+    let top = sheet.largest(id) * (1.1 + 0.09 * sheet.settings().len() as f64);
     let mut chart = ChartBuilder::on(area)
         .caption(sheet.column(id).label, ("sans-serif", 15))
         .margin(8)

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::About;
-use super::by_length::{self, LENGTH, logged_mib};
+use super::by_length::{self, LENGTH, Warm, logged_mib};
 use super::chart::Panel;
 use super::lab::{Lab, Served};
 use super::load::{Ask, total_ms, ttft_ms};
@@ -83,22 +83,23 @@ pub(super) fn kv_cache(lab: &Lab, args: &KvCacheArgs) -> anyhow::Result<Findings
             }
             Way::Without => settings.set("scheduler.prefix_cache", false),
         };
-        let served = lab.start(&settings)?;
+        let warm = Warm::start(lab, &settings)?;
+        let served = &warm.served;
         if matches!(way, Way::Cached("f16", true)) {
             answers.clear();
         }
         for (idx, &length) in lengths.iter().enumerate() {
             let number = (round * lengths.len() + idx) as u64;
-            let prompt = by_length::prompt(lab, &served, length, number)?;
+            let prompt = warm.prompt(length, number);
             let level = length as f64;
             if let Way::Without = way {
-                let rate = rate_without_cache(lab, &served, &prompt)?;
+                let rate = rate_without_cache(lab, served, &prompt)?;
                 sheet.add(name, level, round, [(DECODE.id, Some(rate))]);
                 continue;
             }
-            let (reply, figures) = by_length::measure(lab, &served, &prompt, args.answer_tokens)?;
+            let (reply, figures) = by_length::measure(lab, served, &prompt, args.answer_tokens)?;
             sheet.add(name, level, round, figures);
-            let second = lab.ask(&served, &[Ask::text(format!("{prompt}{OTHER_END}"), 1)])?;
+            let second = lab.ask(served, &[Ask::text(format!("{prompt}{OTHER_END}"), 1)])?;
             let first_answer = answers.get(idx).unwrap_or(&reply.text);
             let equal = equal_share(first_answer, &reply.text);
             let figures = [(SHARED.id, second.first().and_then(ttft_ms)), (EQUAL.id, Some(equal))];

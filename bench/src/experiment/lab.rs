@@ -79,8 +79,6 @@ pub struct Lab {
     bar: ProgressBar,
     num_started: Cell<u64>,
     num_texts: Cell<u64>,
-    /// Tokens of a word of prose, once they were counted.
-    pub(super) tokens_per_word: Cell<Option<f64>>,
     scratch: TempDir,
 }
 
@@ -111,7 +109,6 @@ impl Lab {
             bar,
             num_started: Cell::new(0),
             num_texts: Cell::new(0),
-            tokens_per_word: Cell::new(None),
             scratch,
         })
     }

@@ -8,7 +8,7 @@ use clap::Args;
 use quern_gguf::Gguf;
 
 use super::About;
-use super::by_length;
+use super::by_length::{self, Warm};
 use super::chart::Panel;
 use super::lab::Lab;
 use super::load::{Ask, decode_rate};
@@ -143,13 +143,14 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
         .iter()
         .fold(by_length::settings(lab, &lengths), |settings, (switch, value)| settings.with(switch, value));
     let largest = batches.iter().max().copied().unwrap_or(1);
-    let served = lab.start(&settings.with("--max-running", largest.max(64)))?;
+    let warm = Warm::start(lab, &settings.with("--max-running", largest.max(64)))?;
+    let served = &warm.served;
     let phases = [(PREFILL_OF.to_owned(), true), (DECODE_OF.to_owned(), false)];
     lab.rounds(&mut sheet, &phases, |sheet, (name, &is_prefill), round| {
         if is_prefill {
             for &length in &lengths {
-                let prompt = by_length::prompt(lab, &served, length, lab.next_text())?;
-                let (_, figures) = by_length::measure(lab, &served, &prompt, 1)?;
+                let prompt = warm.prompt(length, lab.next_text());
+                let (_, figures) = by_length::measure(lab, served, &prompt, 1)?;
                 let rate = figures.iter().find_map(|(id, value)| value.filter(|_| *id == PREFILL.id));
                 let shares = rate.map(|rate| weights.prefill_shares(rate, ceilings));
                 sheet.add(
@@ -166,7 +167,7 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
             let tokens = if lab.wish.is_quick { 32 } else { 96 };
             let asks: Vec<Ask> =
                 (0..batch).map(|_| Ask::chat(texts::task(lab.next_text()), tokens)).collect();
-            let rate = decode_rate(&lab.ask(&served, &asks)?);
+            let rate = decode_rate(&lab.ask(served, &asks)?);
             let shares = rate.map(|rate| weights.decode_shares(rate, batch, ceilings));
             sheet.add(name, batch as f64, round, [(DECODE_ALL.id, rate)]);
             sheet.add(name, batch as f64, round, shares.into_iter().flatten());
