@@ -1,4 +1,4 @@
-//! An experiment's plot: panels side by side, each with its own kind of picture, all values written out.
+//! An experiment's plot: panels side by side, each with its own kind of picture. A setting has one colour in all.
 
 use std::path::Path;
 
@@ -90,7 +90,7 @@ fn draw_lines(area: &Area<'_>, sheet: &Sheet, id: &str) -> anyhow::Result<()> {
     let levels = sheet.levels_of(id);
     let place = |level: f64| levels.iter().position(|other| other.total_cmp(&level).is_eq());
     // The legend stands above the lines.
-    let top = sheet.largest(id) * (1.1 + 0.09 * sheet.settings().len() as f64);
+    let top = sheet.largest(id) * (1.15 + 0.1 * sheet.settings().len() as f64);
     let mut chart = ChartBuilder::on(area)
         .caption(sheet.column(id).label, ("sans-serif", 15))
         .margin(8)
@@ -133,7 +133,8 @@ fn draw_lines(area: &Area<'_>, sheet: &Sheet, id: &str) -> anyhow::Result<()> {
 /// largest is far above the smallest are drawn by their logarithm, without a scale.
 fn draw_bars(area: &Area<'_>, sheet: &Sheet, id: &str, level: f64) -> anyhow::Result<()> {
     let spread = |setting: &&str| sheet.spread(setting, level, id);
-    let settings: Vec<&str> = sheet.settings().into_iter().filter(|s| spread(s).is_some()).collect();
+    let all = sheet.settings();
+    let settings: Vec<&str> = all.iter().copied().filter(|setting| spread(setting).is_some()).collect();
     let spreads: Vec<_> = settings.iter().filter_map(spread).collect();
     let least = spreads.iter().map(|spread| spread.min).fold(f64::MAX, f64::min);
     let most = spreads.iter().map(|spread| spread.max).fold(f64::MIN_POSITIVE, f64::max);
@@ -155,7 +156,7 @@ fn draw_bars(area: &Area<'_>, sheet: &Sheet, id: &str, level: f64) -> anyhow::Re
     for (idx, (setting, spread)) in settings.iter().zip(&spreads).enumerate() {
         // The first setting stands at the top.
         let base = (settings.len() - 1 - idx) as f64;
-        let colour = COLOURS[idx % COLOURS.len()];
+        let colour = COLOURS[all.iter().position(|other| other == setting).unwrap_or(0) % COLOURS.len()];
         let bar = [(0.0, base + 0.1), (length(spread.median), base + 0.5)];
         chart.draw_series([Rectangle::new(bar, colour.mix(0.75).filled())])?;
         let ends = [(length(spread.min), base + 0.3), (length(spread.max), base + 0.3)];
@@ -169,11 +170,11 @@ fn draw_bars(area: &Area<'_>, sheet: &Sheet, id: &str, level: f64) -> anyhow::Re
 
 fn draw_points(area: &Area<'_>, sheet: &Sheet, right: &str, up: &str) -> anyhow::Result<()> {
     let mut points = Vec::new();
-    for setting in sheet.settings() {
+    for (setting, colour) in sheet.settings().into_iter().zip(COLOURS.into_iter().cycle()) {
         for level in sheet.levels() {
             let both = sheet.spread(setting, level, right).zip(sheet.spread(setting, level, up));
             let name = if sheet.level.is_some() { format!("{setting} {level}") } else { setting.into() };
-            points.extend(both.map(|(x, y)| (name, x.median, y.median)));
+            points.extend(both.map(|(x, y)| (name, x.median, y.median, colour)));
         }
     }
     let (x_range, y_range) = (around(points.iter().map(|p| p.1)), around(points.iter().map(|p| p.2)));
@@ -186,8 +187,7 @@ fn draw_points(area: &Area<'_>, sheet: &Sheet, right: &str, up: &str) -> anyhow:
         .build_cartesian_2d(x_range.clone(), y_range)?;
     chart.configure_mesh().light_line_style(WHITE).x_desc(x_label).x_labels(5).y_labels(6).draw()?;
     let middle = f64::midpoint(x_range.start, x_range.end);
-    for (idx, (name, x, y)) in points.into_iter().enumerate() {
-        let colour = COLOURS[idx % COLOURS.len()];
+    for (name, x, y, colour) in points {
         chart.draw_series([Circle::new((x, y), 4, colour.filled())])?;
         // Names point inwards, or they would leave the panel.
         let (side, shift) = if x < middle { (HPos::Left, 7) } else { (HPos::Right, -7) };

@@ -52,9 +52,9 @@ const EDIT_DRAFTED: Column =
 const WRITE_DRAFTED: Column =
     told("write_drafted", "writing: guessed", "guessed tokens for each token of the answers while writing");
 const EQUAL: Column = told(
-    "equal_answers",
-    "equal answers",
-    "answers that are, character by character, those without speculation",
+    "equal_share",
+    "equal answers, share",
+    "share of the compared answers that are, character by character, those without speculation",
 );
 const COMPARED: Column = told("compared_answers", "compared", "answers that were compared");
 
@@ -114,7 +114,8 @@ pub(super) fn speculative(lab: &Lab, args: &SpeculativeArgs) -> anyhow::Result<F
                 .filter(|(first, other)| first != other)
                 .map(|(first, other)| difference(name, first, other)),
         );
-        let figures = [(EQUAL.id, Some(equal as f64)), (COMPARED.id, Some(pairs().count() as f64))];
+        let compared = pairs().count() as f64;
+        let figures = [(EQUAL.id, Some(equal as f64 / compared)), (COMPARED.id, Some(compared))];
         sheet.add(name, 0.0, round, figures);
         Ok(())
     })?;
