@@ -130,7 +130,8 @@ pub struct LabellingArgs {
     /// Write labels and probabilities of all rows as CSV, before any calibration.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "calibrate"])]
     pub predictions: Option<PathBuf>,
-    /// Compare with labels and probabilities of another program: columns text, label, predicted, and one a label.
+    /// Compare with labels and probabilities of another program: columns text, label, predicted, and one a label;
+    /// rows as in the CSV file, of which --rows may leave out the last.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "calibrate"])]
     pub reference: Option<PathBuf>,
 }

@@ -101,7 +101,9 @@ fn classifier(args: &EvalArgs, subject: &Subject) -> PathBuf {
 fn rows(args: &EvalArgs, csv: &Path) -> Result<Table, EvalError> {
     let wishes = &args.labelling;
     let mut table = Table::read(csv, &wishes.text_column, &wishes.label_column)?;
-    table.rows.truncate(wishes.rows.map_or(usize::MAX, |rows| rows as usize));
+    if let Some(rows) = wishes.rows {
+        table.keep(rows as usize);
+    }
     Ok(table)
 }
 
