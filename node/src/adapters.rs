@@ -36,7 +36,7 @@ use self::labels::Labels;
 use self::stored::Memory;
 
 pub use self::error::Error;
-pub use self::found::{Base, Found};
+pub use self::found::{Base, Found, check_path};
 pub use self::order::{InWork, Named, Order, Origin, Settings, Status};
 pub use self::version::{Drained, Lease, Version};
 pub use self::watch::{Watched, keep_watching, lying_in};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use quern_adapters::{Adapter, Calibration, FileType, Head, Task, check_base};
+use quern_adapters::{Adapter, AdapterError, Calibration, Fault, FileType, Head, Task, check_base};
 use quern_gguf::{Gguf, GgufError, TensorInfo};
 
 use super::Error;
@@ -94,6 +94,21 @@ impl Base {
         }
         adapter.check_values()?;
         Ok(adapter)
+    }
+}
+
+/// Whether something lies at a path that may be an adapter; what it holds,
+/// [`Base::look_at`] finds out. Opens nothing.
+///
+/// # Errors
+/// [`Error::NotFound`], or [`Error::Unsound`] for a folder of something else.
+pub fn check_path(path: &Path) -> Result<(), Error> {
+    let unsound = |fault| Err(Error::Unsound(AdapterError { path: path.to_owned(), fault }));
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NotFound(path.to_owned())),
+        Err(error) => unsound(Fault::Io(error)),
+        Ok(found) if found.is_dir() && !path.join(Stamp::FILES[0]).exists() => unsound(Fault::NoConfig),
+        Ok(_) => Ok(()),
     }
 }
 
