@@ -4,6 +4,7 @@
 //! file and binds both sockets. [`App::run`] loads, serves, waits for the signal
 //! to end, and drains. In between nothing is hidden: the wiring can be read here.
 
+mod calibration;
 mod check;
 mod classifiers;
 mod engines;

@@ -121,7 +121,7 @@ impl Stored {
 
     fn check_unchanged(&self) -> Result<(), String> {
         match Stamp::of(&self.path) {
-            Ok(stamp) if stamp == self.stamp => Ok(()),
+            Ok(stamp) if stamp.has_content_of(&self.stamp) => Ok(()),
             Ok(_) => Err(format!("{} has changed since it was loaded; load it again", self.path.display())),
             Err(error) => Err(format!("{}: {error}", self.path.display())),
         }

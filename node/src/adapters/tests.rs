@@ -241,6 +241,35 @@ async fn what_the_configuration_names_is_loaded_again_when_it_changes() {
     assert_eq!(bench.served(), [("a".to_owned(), 2)], "it is named, so it stays");
 }
 
+#[tokio::test]
+async fn a_calibration_beside_a_file_is_followed_and_leaves_the_content() {
+    let bench = Bench::new(Settings { max_memory_bytes: 0, ..Settings::default() });
+    let folder = Peft::classifier(1).write(&bench.dir.path().join("one"));
+    fs::create_dir_all(bench.folder("")).unwrap();
+    let path = bench.folder("a.gguf");
+    let adapter = quern_adapters::Adapter::open(&folder).unwrap();
+    quern_adapters::convert(&adapter, "qwen2", quern_adapters::FileType::F16, &path).unwrap();
+    let mut looks = bench.looks();
+    looks.look().await;
+    let temperature = || bench.registry.get("a").unwrap().version.found.temperature;
+    let lease = bench.registry.lease("a").await.unwrap().unwrap();
+    let beside = quern_adapters::Calibration::path_of(&path);
+    for (generation, content, expected) in [
+        (2, Some(r#"{"temperature": 2.5}"#), 2.5),
+        (3, Some(r#"{"temperature": 0.25}"#), 0.25),
+        (4, None, 1.0),
+    ] {
+        match content {
+            Some(content) => fs::write(&beside, content).unwrap(),
+            None => fs::remove_file(&beside).unwrap(),
+        }
+        looks.look().await;
+        looks.look().await;
+        assert_eq!((bench.served(), temperature()), (vec![("a".to_owned(), generation)], expected));
+    }
+    assert!(lease.content().stage().is_ok(), "whoever began before has the same numbers to read");
+}
+
 #[test]
 fn a_source_reads_what_was_loaded_or_nothing() {
     let bench = Bench::new(Settings { max_memory_bytes: 0, ..Settings::default() });

@@ -3,8 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
+use quern_adapters::Head;
 use serde_json::{Value, json};
 
+use crate::eval::{WithHead, changed};
 use crate::node::{Node, file, quern, tiny_model, told};
 
 const LABELS: [&str; 6] = ["pay", "pay bill", "payment", "transfer money", "transfer", "zzz"];
@@ -160,6 +162,27 @@ fn a_classifier_that_cannot_serve_is_told_by_name() {
     let no_text = check("labels = [\"a\", \"b\"]\ntemplate = \"Topic:\"\n");
     assert_eq!(no_text.0, 64);
     assert!(no_text.2.contains("classifier[0].template: it has no {text}"), "{no_text:?}");
+}
+
+#[tokio::test]
+async fn a_merged_head_is_calibrated_while_it_serves() {
+    let (dir, model) = tiny_model();
+    let labels = ["no", "yes", "perhaps"].map(str::to_owned).to_vec();
+    let bias = Some(vec![0.0, 1.0, 0.0]);
+    let head = Head { weight: vec![0.0; 3 * 256], bias, labels, hidden: 256 };
+    let model = changed(&model, "merged.gguf", &mut WithHead(head));
+    let mut node = Node::serve(&model, "llama", &["--set", "adapters.watch_interval=10ms"]);
+    for temperature in [1.0, 2.5] {
+        if temperature != 1.0 {
+            let partial = file(dir.path(), "partial", &format!("{{\"temperature\": {temperature}}}"));
+            std::fs::rename(partial, dir.path().join("merged.calibration.json")).unwrap();
+            node.wait_for("calibration changed");
+        }
+        let answer = post(&node, "/v1/classify", json!({"model": "merged", "input": "what is it"})).await;
+        let yes = (1.0 / temperature).exp();
+        let found = probs(&answer["data"][0]);
+        assert!((found[1] - yes / (yes + 2.0)).abs() < 1e-5, "{temperature}: {answer}");
+    }
 }
 
 /// What transformers says of a row: the text, the label, all probabilities.

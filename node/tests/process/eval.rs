@@ -61,7 +61,7 @@ impl RowChange for Zero {
 }
 
 /// Gives a model a classification head.
-struct WithHead(Head);
+pub struct WithHead(pub Head);
 
 impl Change for WithHead {
     fn begin(
@@ -76,7 +76,7 @@ impl Change for WithHead {
     }
 }
 
-fn changed(model: &Path, name: &str, change: &mut dyn Change) -> PathBuf {
+pub fn changed(model: &Path, name: &str, change: &mut dyn Change) -> PathBuf {
     let out = model.with_file_name(name);
     let source = open_source(model).unwrap();
     rewrite(source.as_ref(), change, Types::Kept, &Plain, &out, &mut |_| {}).unwrap();
