@@ -3,9 +3,10 @@
 //!
 //! `--text` gives perplexity (`perplexity.rs`), `--csv` accuracy on labelled rows, by a
 //! classification head (`pooled.rs`) or by how likely the model is to say each label
-//! (`spoken.rs`, with the tokens that `/v1/classify` scores), and `--calibrate` fits a classifier's temperature. What does the
-//! computing knows tokens and engines alone; `subject.rs` opens models, `reading.rs` and
-//! `labelling.rs` put the parts together, and `report.rs` says what came out.
+//! (`spoken.rs`, with the tokens that `/v1/classify` scores), and `--calibrate` fits a
+//! classifier's temperature. What does the computing knows tokens and engines alone;
+//! `subject.rs` opens models, `reading.rs` and `labelling.rs` put the parts together, and
+//! `report.rs` says what came out.
 
 mod confusion;
 mod importance;
