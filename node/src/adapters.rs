@@ -219,7 +219,7 @@ impl Registry {
         InWork { running: named(running), waiting: named(waiting), num_resident: resident.len() }
     }
 
-    /// Bytes of copies in memory.
+    /// Bytes of copies that are kept in memory.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         self.0.memory.used_bytes()
