@@ -81,7 +81,8 @@ fn judged(model: &Path, texts: &[&str], labels: &str, end_token: Option<bool>) -
     let first = std::fs::read_to_string(labels).unwrap().lines().next().unwrap().to_owned();
     let rows: String = texts.iter().map(|text| format!("{text},{first}\n")).collect();
     let rows = file(dir, "rows.csv", &format!("text,label\n{rows}"));
-    let [model, said] = [model, &dir.join("said.csv")].map(|path| path.to_str().unwrap());
+    let said = dir.join("said.csv");
+    let [model, said] = [model, &said].map(|path| path.to_str().unwrap());
     let args = ["eval", model, "--csv", &rows, "--labels", labels, "--system", SYSTEM, "--threads", "1"];
     let end_token = end_token.map(|end_token| ["--end-token".to_owned(), end_token.to_string()]);
     let end_token: Vec<&str> = end_token.iter().flatten().map(String::as_str).collect();
@@ -172,7 +173,7 @@ async fn a_merged_head_is_calibrated_while_it_serves() {
     let head = Head { weight: vec![0.0; 3 * 256], bias, labels, hidden: 256 };
     let model = changed(&model, "merged.gguf", &mut WithHead(head));
     let mut node = Node::serve(&model, "llama", &["--set", "adapters.watch_interval=10ms"]);
-    for temperature in [1.0, 2.5] {
+    for temperature in [1.0_f64, 2.5] {
         if temperature != 1.0 {
             let partial = file(dir.path(), "partial", &format!("{{\"temperature\": {temperature}}}"));
             std::fs::rename(partial, dir.path().join("merged.calibration.json")).unwrap();
