@@ -64,7 +64,7 @@ fn check_tells_what_adapters_are() {
     let good = Peft::classifier(1).write(&dir.path().join("good"));
     let hollow = dir.path().join("hollow");
     std::fs::create_dir(&hollow).unwrap();
-    std::fs::write(hollow.join("adapter_config.json"), "{}").unwrap();
+    std::fs::write(hollow.join("adapter_config.json"), "no JSON").unwrap();
     let args = ["check", "--model", model.to_str().unwrap(), "--listen", "127.0.0.1:0"];
     let args = [&args[..], &["--admin-listen", "127.0.0.1:0", "--adapter"]].concat();
     let good = format!("good={}", good.display());
