@@ -15,7 +15,7 @@ format=${FORMAT:-Q4_K_M}
 out=$results/cost
 base=$model
 
-"$quern" adapter merge "$base" "$adapter" "$work/merged-f16.gguf"
+"$quern" adapter merge "$base" "$adapter" --out "$work/merged-f16.gguf"
 "$quern" quantize "$work/merged-f16.gguf" "$work/merged.gguf" "$format"
 start_node base --model-id base --adapter "adapter=$adapter"
 pids=("$node_pid")
