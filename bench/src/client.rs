@@ -7,12 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
-use crate::prompts::Prompt;
+use crate::request::{AnswerShape, Question};
 use crate::sse::SseParser;
-use crate::workload::{Api, Workload};
 
 /// Time to open a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,10 +52,19 @@ pub enum Failure {
     TooLong,
     /// What came is no event stream of completion chunks.
     BrokenSse,
-    /// The server reported an error inside the stream.
+    /// What came is no completion or list of labels as JSON, where one was asked for.
+    BrokenJson,
+    /// The server reported an error inside the answer.
     StreamError,
     /// An answer ended where it had to go on for the measurement to mean anything.
     EndedEarly,
+}
+
+impl Failure {
+    /// Whether nobody answered at all: a server that is down or stuck.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Connect | Self::Stall | Self::TooLong)
+    }
 }
 
 impl std::fmt::Display for Failure {
@@ -68,6 +76,7 @@ impl std::fmt::Display for Failure {
             Self::Stall => f.write_str("stall"),
             Self::TooLong => f.write_str("too long"),
             Self::BrokenSse => f.write_str("broken SSE"),
+            Self::BrokenJson => f.write_str("broken JSON"),
             Self::StreamError => f.write_str("error in stream"),
             Self::EndedEarly => f.write_str("ended early"),
         }
@@ -98,7 +107,8 @@ pub struct Reply {
 }
 
 impl Reply {
-    fn new(intended: Instant) -> Self {
+    /// A reply of which nothing has come yet.
+    pub fn new(intended: Instant) -> Self {
         let now = Instant::now();
         Self {
             intended,
@@ -186,19 +196,18 @@ impl Client {
         matches!(response, Ok(Ok(response)) if response.status() == reqwest::StatusCode::OK)
     }
 
-    /// Sends one request and reads its stream to the end. Dropping the future hangs up.
+    /// Sends one request and reads its answer to the end. Dropping the future hangs up.
     ///
     /// `on_delta` is told of each delta with content as it arrives.
     pub async fn ask(
         &self,
         server: &Server,
-        path: &str,
-        body: Bytes,
+        question: &Question,
         intended: Instant,
         mut on_delta: impl FnMut(Instant),
     ) -> Reply {
         let mut reply = Reply::new(intended);
-        let exchange = self.exchange(server, path, body, &mut reply, &mut on_delta);
+        let exchange = self.exchange(server, question, &mut reply, &mut on_delta);
         let failure = match timeout(self.request_timeout, exchange).await {
             Ok(Ok(())) => None,
             Ok(Err(failure)) => Some(failure),
@@ -214,17 +223,22 @@ impl Client {
     async fn exchange(
         &self,
         server: &Server,
-        path: &str,
-        body: Bytes,
+        question: &Question,
         reply: &mut Reply,
         on_delta: &mut impl FnMut(Instant),
     ) -> Result<(), (Failure, String)> {
         let mut request = self
             .http
-            .post(format!("{}{path}", server.url))
+            .post(format!("{}{}", server.url, question.path))
             .header("content-type", "application/json")
-            .header("accept", "text/event-stream")
-            .body(body);
+            .header(
+                "accept",
+                match question.shape {
+                    AnswerShape::Stream => "text/event-stream",
+                    AnswerShape::Whole | AnswerShape::Labels => "application/json",
+                },
+            )
+            .body(question.body.clone());
         if let Some(key) = &server.api_key {
             request = request.bearer_auth(key);
         }
@@ -244,33 +258,56 @@ impl Client {
             let text = text.ok().and_then(Result::ok).unwrap_or_default();
             return Err((Failure::Status(status.as_u16()), beginning(&text)));
         }
-        let content_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
-        if content_type.is_some_and(|kind| kind.starts_with("application/json")) {
-            let bytes = match timeout(self.stall_timeout, response.bytes()).await {
-                Err(_) => return Err((Failure::Stall, format!("no body for {:?}", self.stall_timeout))),
-                Ok(Err(error)) => return Err((Failure::ClosedMidStream, with_causes(&error))),
-                Ok(Ok(bytes)) => bytes,
-            };
-            reply.ended = Instant::now();
-            return apply_labels(&bytes, reply);
+        if question.shape == AnswerShape::Stream {
+            return read_stream(response.bytes_stream(), self.stall_timeout, reply, on_delta).await;
         }
-        read_stream(response.bytes_stream(), self.stall_timeout, reply, on_delta).await
+        let bytes = match timeout(self.stall_timeout, response.bytes()).await {
+            Err(_) => return Err((Failure::Stall, format!("no body for {:?}", self.stall_timeout))),
+            Ok(Err(error)) => return Err((Failure::ClosedMidStream, with_causes(&error))),
+            Ok(Ok(bytes)) => bytes,
+        };
+        reply.ended = Instant::now();
+        let answer: Value = serde_json::from_slice(&bytes)
+            .map_err(|error| (Failure::BrokenJson, format!("{error}: {}", beginning(&bytes))))?;
+        if let Some(error) = answer.get("error").filter(|error| !error.is_null()) {
+            return Err((Failure::StreamError, beginning(error.to_string().as_bytes())));
+        }
+        let is_understood = match question.shape {
+            AnswerShape::Labels => apply_labels(&answer, reply),
+            AnswerShape::Whole | AnswerShape::Stream => apply_whole(&answer, reply),
+        };
+        is_understood.ok_or_else(|| (Failure::BrokenJson, format!("no answer in it: {}", beginning(&bytes))))
     }
 }
 
 /// Takes the answer to a classification into the reply: its labels, one a line, empty where there is none.
-fn apply_labels(bytes: &[u8], reply: &mut Reply) -> Result<(), (Failure, String)> {
-    let broken = |reason: String| (Failure::BrokenSse, reason);
-    let answer: Value =
-        serde_json::from_slice(bytes).map_err(|error| broken(format!("{error}: {}", beginning(bytes))))?;
-    let no_labels = || broken(format!("no list of labels: {}", beginning(bytes)));
-    let objects = answer.get("data").and_then(Value::as_array).ok_or_else(no_labels)?;
+fn apply_labels(answer: &Value, reply: &mut Reply) -> Option<()> {
+    let objects = answer.get("data").and_then(Value::as_array)?;
     let label = |object: &Value| object.get("label").and_then(Value::as_str).unwrap_or_default().to_owned();
     reply.text = objects.iter().map(label).collect::<Vec<_>>().join("\n");
     reply.deltas.push(reply.ended);
     reply.prompt_tokens = answer.pointer("/usage/prompt_tokens").and_then(Value::as_u64);
     reply.completion_tokens = Some(0);
-    Ok(())
+    Some(())
+}
+
+/// Takes a completion that came whole into the reply. It has no deltas: when its first token was there, nobody told.
+fn apply_whole(answer: &Value, reply: &mut Reply) -> Option<()> {
+    let choice = answer.pointer("/choices/0")?;
+    let places = ["/message/content", "/text", "/message/reasoning_content"];
+    let texts = places.iter().filter_map(|place| choice.pointer(place)).filter_map(Value::as_str);
+    reply.text = texts.collect();
+    apply_usage(answer, reply);
+    reply.finish_reason = choice.get("finish_reason").and_then(Value::as_str).map(str::to_owned);
+    Some(())
+}
+
+/// Takes the server's counts of tokens, where a chunk or an answer has them.
+fn apply_usage(answer: &Value, reply: &mut Reply) {
+    if let Some(usage) = answer.get("usage").filter(|usage| usage.is_object()) {
+        reply.prompt_tokens = usage.get("prompt_tokens").and_then(Value::as_u64);
+        reply.completion_tokens = usage.get("completion_tokens").and_then(Value::as_u64);
+    }
 }
 
 async fn read_stream<E: std::error::Error>(
@@ -314,10 +351,7 @@ fn apply_event(event: &str, now: Instant, reply: &mut Reply) -> Result<bool, (Fa
     if let Some(error) = chunk.get("error").filter(|error| !error.is_null()) {
         return Err((Failure::StreamError, beginning(error.to_string().as_bytes())));
     }
-    if let Some(usage) = chunk.get("usage").filter(|usage| usage.is_object()) {
-        reply.prompt_tokens = usage.get("prompt_tokens").and_then(Value::as_u64);
-        reply.completion_tokens = usage.get("completion_tokens").and_then(Value::as_u64);
-    }
+    apply_usage(&chunk, reply);
     let Some(choice) = chunk.pointer("/choices/0") else { return Ok(false) };
     if let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) {
         reply.finish_reason = Some(reason.to_owned());
@@ -333,43 +367,6 @@ fn apply_event(event: &str, now: Instant, reply: &mut Reply) -> Result<bool, (Fa
         reply.deltas.push(now);
     }
     Ok(has_content)
-}
-
-/// The path of a workload's endpoint.
-pub fn path_of(api: Api) -> &'static str {
-    match api {
-        Api::Chat => "/v1/chat/completions",
-        Api::Completions => "/v1/completions",
-        Api::Classify => "/v1/classify",
-    }
-}
-
-/// The body of a request. Made before the clock starts.
-pub fn body_of(workload: &Workload, server: &Server, prompt: &Prompt, max_tokens: u32) -> Bytes {
-    let mut body = Map::new();
-    body.insert("model".to_owned(), json!(server.model));
-    match workload.api {
-        Api::Chat => {
-            let system = prompt.system.iter().map(|text| json!({"role": "system", "content": text}));
-            let user = json!({"role": "user", "content": prompt.user});
-            body.insert("messages".to_owned(), system.chain([user]).collect());
-        }
-        Api::Completions => {
-            let system = prompt.system.iter().map(|text| format!("{text}\n")).collect::<String>();
-            body.insert("prompt".to_owned(), json!(system + &prompt.user));
-        }
-        Api::Classify => {
-            body.insert("input".to_owned(), prompt.user.lines().collect());
-            body.extend(workload.body.clone());
-            return Bytes::from(Value::Object(body).to_string());
-        }
-    }
-    body.insert("max_tokens".to_owned(), json!(max_tokens));
-    body.insert("temperature".to_owned(), json!(workload.temperature));
-    body.insert("stream".to_owned(), json!(true));
-    body.insert("stream_options".to_owned(), json!({"include_usage": true}));
-    body.extend(workload.body.clone());
-    Bytes::from(Value::Object(body).to_string())
 }
 
 /// An error with its causes: reqwest's own message leaves out the reason.
