@@ -9,6 +9,7 @@ pub mod check;
 pub mod client;
 pub mod cold_start;
 pub mod drive;
+pub mod kv_size;
 pub mod lengths;
 pub mod long_prompt;
 pub mod machine;

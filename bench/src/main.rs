@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use quern_bench::check::Check;
 use quern_bench::client::{Client, Server};
 use quern_bench::cold_start::ColdStart;
+use quern_bench::kv_size::KvShape;
 use quern_bench::lengths::Lengths;
 use quern_bench::machine::{Machine, command_for_readers, now_utc};
 use quern_bench::output::{FolderSink, NoSink, RunHeader, table, write_summary};
@@ -36,6 +37,14 @@ enum Task {
     Run(Box<RunArgs>),
     /// Starts a server and measures how long until it is ready and until its first token, and its memory.
     ColdStart(ColdStartArgs),
+    /// Tells how much memory keys and values take, by format and length, from a model file alone.
+    KvSize {
+        /// A GGUF file.
+        model: PathBuf,
+        /// Capacities in tokens, over all sequences.
+        #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096, 16_384, 65_536])]
+        tokens: Vec<u64>,
+    },
     /// Collects the runs of a folder into one Markdown file.
     Report {
         /// The folder whose subfolders hold runs.
@@ -161,6 +170,9 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Task::Run(args) => run_workload(*args),
         Task::ColdStart(args) => cold_start(args),
+        Task::KvSize { model, tokens } => KvShape::read(&model).map_err(Trouble::from).map(|shape| {
+            print!("{}", shape.table(&tokens));
+        }),
         Task::Report { folder } => write_report(&folder).map_err(Trouble::from).map(|path| {
             println!("{}", path.display());
         }),
