@@ -7,8 +7,8 @@ use regex::Regex;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::client::Reply;
 use crate::prompts::Prompt;
+use crate::reply::Reply;
 
 /// What to do with an answer that is unlike the expected one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -109,7 +109,7 @@ impl ColdStart {
     }
 
     async fn start_once(&self) -> anyhow::Result<Start> {
-        let client = Client::new(self.timeout, self.timeout)?;
+        let client = Client::new(self.timeout, self.timeout);
         ensure!(!client.is_ok(&self.ready_url).await, "{} answers before the start", self.ready_url);
         let (program, arguments) = self.command.split_first().context("no command")?;
         let started = Instant::now();

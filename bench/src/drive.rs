@@ -13,9 +13,10 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use crate::arrivals::call;
-use crate::client::{Client, Failure, Reply, Server};
+use crate::client::{Client, Server};
 use crate::progress::Progress;
 use crate::prompts::{Prompt, PromptSet};
+use crate::reply::{Failure, Reply};
 use crate::request::Question;
 use crate::tenants::Tenant;
 use crate::trace::Arrival;

@@ -108,7 +108,9 @@ impl KvShape {
     pub fn bytes_per_token(&self, format: KvFormat) -> Option<u64> {
         let of_head = |length: u32| {
             let length = u64::from(length);
-            length.is_multiple_of(format.block_values).then(|| length / format.block_values * format.block_bytes)
+            length
+                .is_multiple_of(format.block_values)
+                .then(|| length / format.block_values * format.block_bytes)
         };
         let head = of_head(self.key_length)? + of_head(self.value_length)?;
         Some(u64::from(self.num_layers) * u64::from(self.num_kv_heads) * head)
@@ -133,7 +135,8 @@ impl KvShape {
         let _ = write!(text, "\n|---:|{}\n| 1 |", "---:|".repeat(FORMATS.len()));
         let cell = |value: Option<String>| value.unwrap_or_else(|| "–".to_owned());
         for format in FORMATS {
-            let _ = write!(text, " {} |", cell(self.bytes_per_token(format).map(|bytes| format!("{bytes} B"))));
+            let _ =
+                write!(text, " {} |", cell(self.bytes_per_token(format).map(|bytes| format!("{bytes} B"))));
         }
         for capacity in capacities {
             let _ = write!(text, "\n| {capacity} |");

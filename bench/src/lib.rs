@@ -4,11 +4,13 @@
 //! endpoints. A run goes `workload` + `prompts` → `run` → `drive` (with `arrivals`) or `long_prompt` → `request` →
 //! `client` → `check` → `summary` → `output`; `results` reads what a run left.
 
+mod answer;
 pub mod arrivals;
 pub mod check;
 pub mod client;
 pub mod cold_start;
 pub mod drive;
+pub mod http;
 pub mod kv_size;
 pub mod lengths;
 pub mod long_prompt;
@@ -21,6 +23,7 @@ pub mod prefixes;
 pub mod progress;
 pub mod prompts;
 pub mod ramp;
+pub mod reply;
 pub mod report;
 pub mod request;
 pub mod results;

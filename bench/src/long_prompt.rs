@@ -13,9 +13,9 @@ use futures_util::future::{Either, select, select_all};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::client::Failure;
 use crate::drive::{Finished, Phase, failed};
 use crate::prompts::PromptSet;
+use crate::reply::Failure;
 use crate::request::Question;
 
 /// How the long prompts of a phase are sent.

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::{Args, Parser, Subcommand};
 
 use quern_bench::check::Check;
-use quern_bench::client::{Client, Server};
+use quern_bench::client::{Client, Server, check_url};
 use quern_bench::cold_start::ColdStart;
 use quern_bench::kv_size::KvShape;
 use quern_bench::lengths::Lengths;
@@ -324,15 +324,11 @@ fn servers_of(args: &RunArgs, workload: &Workload) -> Result<Vec<Server>, Troubl
     }
     let one_of = |values: &[String], idx: usize| values.get(idx).or(values.first()).cloned();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let client = Client::new(workload.stall_timeout, workload.request_timeout)?;
+    let client = Client::new(workload.stall_timeout, workload.request_timeout);
     let mut servers: Vec<Server> = Vec::new();
     for (idx, url) in args.urls.iter().enumerate() {
         let url = url.trim_end_matches('/').to_owned();
-        if !url.starts_with("http://") {
-            return Err(Trouble::Usage(format!(
-                "--url {url}: must begin with http:// (TLS is not measured)"
-            )));
-        }
+        check_url(&url).map_err(|error| Trouble::Usage(format!("--url {error}")))?;
         let name = args.names.get(idx).cloned().unwrap_or_else(|| format!("server {}", idx + 1));
         if servers.iter().any(|server| server.name == name) {
             return Err(Trouble::Usage(format!("--name {name}: given twice")));

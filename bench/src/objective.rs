@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::client::Reply;
+use crate::reply::Reply;
 
 /// The table `[objective]` of a workload. At least one time is given; all that are given must be kept.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

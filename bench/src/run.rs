@@ -174,7 +174,7 @@ async fn run_plan(
     progress: &Progress,
     mut sink: Box<dyn Sink + Send>,
 ) -> anyhow::Result<RunOutcome> {
-    let client = Client::new(plan.workload.stall_timeout, plan.workload.request_timeout)?;
+    let client = Client::new(plan.workload.stall_timeout, plan.workload.request_timeout);
     let mut outcome = RunOutcome::default();
     if let Load::Ramp { .. } = plan.workload.load {
         outcome.ramp_ends = plan.servers.iter().map(|server| RampEnd::new(&server.name)).collect();

@@ -10,6 +10,8 @@ use rand::distr::weighted::WeightedIndex;
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
+use crate::http::header;
+
 /// One of the tables `[[tenants]]` of a workload.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,6 +49,10 @@ impl Tenants {
             if tenant.name.is_empty() || all[..idx].iter().any(|other| other.name == tenant.name) {
                 return Err(("name", format!("{:?} is empty or given twice", tenant.name)));
             }
+        }
+        let headers = all.iter().flat_map(|tenant| &tenant.headers);
+        for (name, value) in headers {
+            header(name, value).map_err(|reason| ("headers", reason))?;
         }
         let weights = WeightedIndex::new(all.iter().map(|tenant| tenant.weight))
             .map_err(|error| ("weight", format!("the tenants' weights: {error}")))?;
@@ -93,5 +99,7 @@ mod tests {
         assert_eq!(key_of(vec![tenant("a", 0.0)]), "weight");
         assert_eq!(key_of(vec![tenant("a", -1.0)]), "weight");
         assert_eq!(key_of(vec![]), "weight");
+        let headers = BTreeMap::from([("X Tenant".to_owned(), "a".to_owned())]);
+        assert_eq!(key_of(vec![Tenant { headers, ..tenant("a", 1.0) }]), "headers");
     }
 }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::check::Check;
+use crate::http::header;
 use crate::lengths::Lengths;
 use crate::mix::ModelMix;
 use crate::objective::Objective;
@@ -266,6 +267,9 @@ impl RawWorkload {
         if deadline_ms[0] == 0 || deadline_ms[1] < deadline_ms[0] {
             return Err(place.error("deadline", "ms", "must be [shortest, longest], both above 0"));
         }
+        let deadline_header =
+            self.deadline.as_ref().map(|deadline| header(&deadline.header, "1")).transpose();
+        deadline_header.map_err(|reason| place.error("deadline", "header", reason))?;
         let objective = self.objective.as_ref().map_or(Ok(()), |objective| objective.validate(self.stream));
         objective.map_err(|(key, reason)| place.error("objective", key, reason))?;
         if self.load.is_ramp() && self.objective.is_none() {

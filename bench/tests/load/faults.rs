@@ -51,6 +51,17 @@ fn send_html(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
     Ok(false)
 }
 
+fn speak_no_http(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+    stream.write_all(b"220 mail.example ESMTP ready\r\n\r\n")?;
+    Ok(false)
+}
+
+fn send_a_broken_chunk(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+    stream.write_all(EVENT_STREAM.as_bytes())?;
+    stream.write_all(b"many bytes\r\ndata: 1\n\n")?;
+    Ok(false)
+}
+
 fn send_broken_json(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
     stream.write_all(EVENT_STREAM.as_bytes())?;
     chunk(stream, b"data: {\"choices\": [\n\n")?;
@@ -145,7 +156,9 @@ fn a_good_stream_is_measured() {
 
 #[test]
 fn each_fault_is_counted_by_its_kind() {
-    let cases: [(&str, String); 9] = [
+    let cases: [(&str, String); 11] = [
+        ("broken HTTP", serve(speak_no_http)),
+        ("broken HTTP", serve(send_a_broken_chunk)),
         ("connect", nobody()),
         ("status 429", serve(refuse)),
         ("closed mid-stream", serve(die_mid_stream)),
