@@ -170,9 +170,10 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Task::Run(args) => run_workload(*args),
         Task::ColdStart(args) => cold_start(args),
-        Task::KvSize { model, tokens } => KvShape::read(&model).map_err(Trouble::from).map(|shape| {
-            print!("{}", shape.table(&tokens));
-        }),
+        // A file's error says its cause itself.
+        Task::KvSize { model, tokens } => KvShape::read(&model)
+            .map_err(|error| Trouble::Failed(anyhow::Error::msg(error.to_string())))
+            .map(|shape| print!("{}", shape.table(&tokens))),
         Task::Report { folder } => write_report(&folder).map_err(Trouble::from).map(|path| {
             println!("{}", path.display());
         }),
