@@ -363,24 +363,3 @@ fn faults_of_whole_answers_are_counted_by_their_kind() {
         assert!(!is_passed);
     }
 }
-
-#[test]
-fn a_request_that_is_given_up_hangs_up() {
-    let (sender, ends) = channel();
-    let url = serve(move |request, stream| {
-        // Every second request hears nothing at all, the others a token.
-        if request.number.is_multiple_of(2) {
-            stream.write_all(EVENT_STREAM.as_bytes())?;
-            chunk(stream, delta("a").as_bytes())?;
-        }
-        sender.send(stream.read(&mut [0]).is_ok_and(|num_bytes| num_bytes > 0)).unwrap();
-        Ok(false)
-    });
-    let load = "mode = \"closed\"\nclients = [1]\nrequests = 2\nstall_timeout_s = 0.2";
-    let (outcome, _) = outcome(load, "", &[url]);
-    assert_eq!(outcome.phases[0].failures.get("stall"), Some(&2));
-    for _ in 0..2 {
-        // The server's read ends because the connection did; had it stayed open, nothing would come.
-        assert_eq!(ends.recv_timeout(Duration::from_secs(10)), Ok(false));
-    }
-}
