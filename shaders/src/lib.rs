@@ -12,6 +12,7 @@ pub mod harness;
 pub mod kernels;
 mod preprocess;
 pub mod twins;
+pub mod weights;
 
 pub use buffers::Buffer;
 pub use device::{Backend, Device, DeviceOptions, Profile, Subgroups};
