@@ -1,0 +1,4 @@
+//! The portable engine: WGSL kernels, their CPU twins, and what they are fed with.
+#![deny(missing_docs)]
+
+pub mod pages;
