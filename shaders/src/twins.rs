@@ -1,0 +1,13 @@
+//! What each kernel computes, written for the CPU: a file of the same name for each.
+//!
+//! Twins are plain and slow. They say what is right; kernels are held against them.
+
+mod lora_expand;
+mod lora_shrink;
+mod sample_draw;
+mod sample_scan;
+
+pub use lora_expand::lora_expand;
+pub use lora_shrink::{LoraBuffers, lora_shrink};
+pub use sample_draw::{Drawn, sample_draw};
+pub use sample_scan::{BlockScan, sample_scan};
