@@ -32,13 +32,13 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let column = id.x;
     let row = id.y;
     for (var i = 0u; i < shape.num_modules; i++) {
-        let module = shape.modules[i];
+        let placed = shape.modules[i];
         // Wraps around for columns before the first.
-        let own = column - module.first_column;
-        if own >= module.output || column < module.first_column {
+        let own = column - placed.first_column;
+        if own >= placed.output || column < placed.first_column {
             continue;
         }
-        let slot = slot_of(row, module);
+        let slot = slot_of(row, placed);
         if slot.rank > 0u {
             out[row * shape.out_width + column] += delta(slot, row, i, own);
         }

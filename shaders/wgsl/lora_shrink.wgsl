@@ -27,13 +27,13 @@ fn x_at(row: u32, column: u32) -> f32 {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let first_rank = group.x * RANKS_A_UNIT;
     let row = group.y;
-    let module = shape.modules[group.z];
-    let slot = slot_of(row, module);
+    let placed = shape.modules[group.z];
+    let slot = slot_of(row, placed);
     if first_rank >= slot.rank {
         return;
     }
 
-    let a = start_of_a(slot, module) + first_rank * shape.input_units;
+    let a = start_of_a(slot, placed) + first_rank * shape.input_units;
     var sums: array<f32, RANKS_A_UNIT>;
     for (var unit = local; unit < shape.input_units; unit += WIDTH) {
         let column = unit * 8u;

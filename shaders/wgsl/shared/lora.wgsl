@@ -37,22 +37,22 @@ struct LoraShape {
 @group(0) @binding(3) var<storage, read> pool: array<vec4<u32>>;
 
 // The slot of a row where its adapter changes the module; rank 0 where it does not.
-fn slot_of(row: u32, module: LoraModule) -> LoraSlot {
+fn slot_of(row: u32, placed: LoraModule) -> LoraSlot {
     let slot_idx = row_slots[row];
     if slot_idx == NO_SLOT {
         return LoraSlot(0u, 0u, 0u, 0u);
     }
     var slot = slots[slot_idx];
-    if ((slot.modules >> module.bit) & 1u) == 0u {
+    if ((slot.modules >> placed.bit) & 1u) == 0u {
         slot.rank = 0u;
     }
     return slot;
 }
 
-fn start_of_a(slot: LoraSlot, module: LoraModule) -> u32 {
-    return slot.start + slot.rank / RANKS_A_UNIT * module.start;
+fn start_of_a(slot: LoraSlot, placed: LoraModule) -> u32 {
+    return slot.start + slot.rank / RANKS_A_UNIT * placed.start;
 }
 
-fn start_of_b(slot: LoraSlot, module: LoraModule) -> u32 {
-    return start_of_a(slot, module) + slot.rank * shape.input_units;
+fn start_of_b(slot: LoraSlot, placed: LoraModule) -> u32 {
+    return start_of_a(slot, placed) + slot.rank * shape.input_units;
 }
