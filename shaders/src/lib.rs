@@ -1,7 +1,22 @@
-//! The portable engine: WGSL kernels, their CPU twins, and what they are fed with.
+//! The portable engine's parts: WGSL kernels with a CPU twin each, weights on a device, and a step over a
+//! ragged batch.
+//!
+//! This crate knows tensors and tokens' numbers, never text, requests or queues. `README.md` walks from a
+//! token to its logits.
 #![deny(missing_docs)]
 
+mod buffers;
+pub mod device;
+mod error;
+pub mod harness;
+pub mod kernels;
 pub mod lora;
 pub mod pages;
+mod preprocess;
 pub mod sampling;
+pub mod timing;
 pub mod twins;
+
+pub use buffers::Buffer;
+pub use device::{Backend, Device, DeviceOptions, Profile, Subgroups};
+pub use error::DeviceError;

@@ -2,12 +2,16 @@
 //!
 //! Twins are plain and slow. They say what is right; kernels are held against them.
 
+mod copy;
 mod lora_expand;
 mod lora_shrink;
+mod rms_norm;
 mod sample_draw;
 mod sample_scan;
 
+pub use copy::copy;
 pub use lora_expand::lora_expand;
 pub use lora_shrink::{LoraBuffers, lora_shrink};
+pub use rms_norm::rms_norm;
 pub use sample_draw::{Drawn, sample_draw};
 pub use sample_scan::{BlockScan, sample_scan};

@@ -49,7 +49,8 @@ impl World {
                 common::floats(seed, (rank * length) as usize)
             };
             let owned: Vec<_> = modules.iter().map(|module| (values(module, 0), values(module, 1))).collect();
-            let pairs = owned.iter().zip(0..).filter(|(_, module_idx)| !skips.contains(&(adapter_id, *module_idx)));
+            let pairs =
+                owned.iter().zip(0..).filter(|(_, module_idx)| !skips.contains(&(adapter_id, *module_idx)));
             let pairs: Vec<LoraMatrices> = pairs
                 .map(|((a, b), module_idx)| LoraMatrices { layer_idx: 0, module_idx, rank, a, b, scale: 2.0 })
                 .collect();
@@ -105,7 +106,8 @@ impl World {
 fn check(world: &World, adapters: &[u32]) {
     let (input, width) = (world.shape.input as usize, world.shape.out_width as usize);
     let row_slots = world.row_slots(adapters);
-    let (mut x, base) = (common::floats(5, adapters.len() * input), common::floats(6, adapters.len() * width));
+    let (mut x, base) =
+        (common::floats(5, adapters.len() * input), common::floats(6, adapters.len() * width));
     // What rows without an adapter hold must reach nobody.
     for (row, _) in adapters.iter().enumerate().filter(|(_, id)| **id == 0) {
         x[row * input..][..input].fill(f32::NAN);
@@ -119,7 +121,8 @@ fn check(world: &World, adapters: &[u32]) {
         let shrunk = world.shrink(kernels, &row_slots, &x);
         // Written where the twin writes and nowhere else.
         assert!(shrunk.iter().zip(&want_shrunk).all(|(got, want)| got.is_nan() == want.is_nan()));
-        let finite = |values: &[f32]| values.iter().copied().filter(|value| !value.is_nan()).collect::<Vec<_>>();
+        let finite =
+            |values: &[f32]| values.iter().copied().filter(|value| !value.is_nan()).collect::<Vec<_>>();
         assert_close("lora_shrink", &finite(&shrunk), &finite(&want_shrunk), 1e-12);
         let out = world.expand(kernels, &row_slots, &shrunk, &base);
         assert_close("lora_expand", &out, &want, 1e-12);
@@ -152,7 +155,10 @@ fn rows_of_many_adapters_are_rows_alone() {
 fn shapes_that_fit_no_tile() {
     // Neither inputs nor outputs are multiples of anything that kernels count in.
     check(&World::new(&[module("q_proj", 1, 1)], &[1], &[]), &[1, 0]);
-    check(&World::new(&[module("gate_proj", 515, 67), module("up_proj", 515, 130)], &[11, 33], &[(1, 1)]), &[2, 1, 0, 2]);
+    check(
+        &World::new(&[module("gate_proj", 515, 67), module("up_proj", 515, 130)], &[11, 33], &[(1, 1)]),
+        &[2, 1, 0, 2],
+    );
 }
 
 #[test]

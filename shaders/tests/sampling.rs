@@ -111,7 +111,8 @@ fn greedy(num_rows: u32) -> Vec<SampleRow> {
 
 /// The first of the largest; NaN is no number.
 fn argmax(logits: &[f32]) -> u32 {
-    let larger = |best: u32, token: u32| if logits[token as usize] > logits[best as usize] { token } else { best };
+    let larger =
+        |best: u32, token: u32| if logits[token as usize] > logits[best as usize] { token } else { best };
     let numbers = (0..logits.len() as u32).filter(|token| !logits[*token as usize].is_nan());
     numbers.reduce(larger).unwrap()
 }
@@ -128,9 +129,16 @@ fn greedy_is_argmax_with_ties_to_the_lowest_token() {
             *value = [f32::NAN, f32::NEG_INFINITY, -0.0, *value][idx % 7 % 4];
         }
         let batch = Batch { vocab_size, logits: &logits, masks: &[], rows: &greedy(3) };
-        let want: Vec<u32> = logits.chunks(vocab_size as usize).map(|row| {
-            if row.iter().all(|value| value.is_nan() || *value == f32::NEG_INFINITY) { NO_TOKEN } else { argmax(row) }
-        }).collect();
+        let want: Vec<u32> = logits
+            .chunks(vocab_size as usize)
+            .map(|row| {
+                if row.iter().all(|value| value.is_nan() || *value == f32::NEG_INFINITY) {
+                    NO_TOKEN
+                } else {
+                    argmax(row)
+                }
+            })
+            .collect();
         assert_eq!(batch.check(), want, "vocabulary {vocab_size}");
     }
 }
@@ -235,7 +243,11 @@ fn draws_from_a_real_vocabulary() {
 
 /// Tokens' exact probabilities, written down apart from the twin.
 fn probabilities(logits: &[f32], draw: Draw) -> Vec<f64> {
-    let mut weights: Vec<(usize, f64)> = logits.iter().map(|logit| (f64::from(*logit) / f64::from(draw.temperature)).exp()).enumerate().collect();
+    let mut weights: Vec<(usize, f64)> = logits
+        .iter()
+        .map(|logit| (f64::from(*logit) / f64::from(draw.temperature)).exp())
+        .enumerate()
+        .collect();
     weights.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     if draw.top_k > 0 {
         weights.truncate(draw.top_k as usize);
@@ -266,12 +278,14 @@ fn frequencies_are_probabilities() {
         let mut counts = vec![0_u32; 90];
         batch.draw(&kernels()[0]).iter().for_each(|token| counts[*token as usize] += 1);
 
-        let expected: Vec<f64> = probabilities(&logits, draw).iter().map(|p| p * f64::from(NUM_DRAWS)).collect();
+        let expected: Vec<f64> =
+            probabilities(&logits, draw).iter().map(|p| p * f64::from(NUM_DRAWS)).collect();
         assert!(counts.iter().zip(&expected).all(|(count, expected)| *expected > 0.0 || *count == 0));
         // Where few draws are expected, squares are not distributed as the bound wants it.
         let cells = counts.iter().zip(&expected).filter(|(_, expected)| **expected >= 5.0);
         let freedom = cells.clone().count() as f64 - 1.0;
-        let chi_square: f64 = cells.map(|(count, expected)| (f64::from(*count) - expected).powi(2) / expected).sum();
+        let chi_square: f64 =
+            cells.map(|(count, expected)| (f64::from(*count) - expected).powi(2) / expected).sum();
         assert!(freedom > 10.0);
         // Five deviations: one seed in more than a million would fail.
         let bound = freedom + 5.0 * (2.0 * freedom).sqrt();
@@ -294,7 +308,8 @@ fn scans_are_the_twin_s() {
         assert_eq!(got.len(), want.len());
         for (idx, ([key, weights], want)) in got.iter().zip(&want).enumerate() {
             // Keys sort as logits do: flipped for negative ones, above half for the others.
-            let peak = (*key > 0).then(|| f32::from_bits(if *key >> 31 == 1 { *key & 0x7fff_ffff } else { !*key }));
+            let peak =
+                (*key > 0).then(|| f32::from_bits(if *key >> 31 == 1 { *key & 0x7fff_ffff } else { !*key }));
             assert_eq!(peak, want.peak, "block {idx}");
             let error = (f64::from(f32::from_bits(*weights)) - want.weights).abs();
             assert!(error <= 4e-6 * want.weights, "block {idx}: {error:e} of {}", want.weights);
