@@ -16,6 +16,7 @@ mod preprocess;
 pub mod sampling;
 pub mod timing;
 pub mod twins;
+pub mod weights;
 
 pub use buffers::Buffer;
 pub use device::{Backend, Device, DeviceOptions, Profile, Subgroups};

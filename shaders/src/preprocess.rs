@@ -9,6 +9,7 @@
 //! #else / #endif
 //! #for i in NAME / #for i in 8    the lines so many times, with `$i` replaced by 0, 1, ...
 //! #endfor
+//! #set NAME VALUE                 gives a value from here on; inside of a loop, until its end
 //! ```
 //!
 //! Elsewhere `$NAME` stands for the value itself. A name that has no value is an error, so that a
@@ -27,8 +28,8 @@ pub(crate) fn expand(file: &str, values: &Values, sources: Sources) -> Result<St
     let text = sources(file).ok_or_else(|| format!("there is no file {file}"))?;
     let lines: Vec<&str> = text.lines().collect();
     let mut out = String::new();
-    let bound = values.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-    Expansion { sources, out: &mut out }.lines(file, &lines, &bound)?;
+    let mut bound = values.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    Expansion { sources, out: &mut out }.lines(file, &lines, &mut bound)?;
     Ok(out)
 }
 
@@ -40,7 +41,7 @@ struct Expansion<'a, 'b> {
 }
 
 impl Expansion<'_, '_> {
-    fn lines(&mut self, file: &str, lines: &[&str], bound: &Bound) -> Result<(), String> {
+    fn lines(&mut self, file: &str, lines: &[&str], bound: &mut Bound) -> Result<(), String> {
         let mut idx = 0;
         while idx < lines.len() {
             let line = lines[idx].trim();
@@ -70,9 +71,12 @@ impl Expansion<'_, '_> {
                 let mut inner = bound.clone();
                 for turn in 0..count {
                     inner.insert(name.to_owned(), turn.to_string());
-                    self.lines(file, &lines[idx + 1..idx + end], &inner)?;
+                    self.lines(file, &lines[idx + 1..idx + end], &mut inner)?;
                 }
                 idx += end;
+            } else if let Some(pair) = line.strip_prefix("#set ") {
+                let (name, value) = pair.split_once(' ').ok_or_else(|| at("no value".to_owned()))?;
+                bound.insert(name.to_owned(), value.to_owned());
             } else if line.starts_with('#') {
                 return Err(at("no such directive, or one without its beginning".to_owned()));
             } else {
@@ -108,12 +112,15 @@ fn block(lines: &[&str], opening: &str, closing: &str) -> Result<(usize, Option<
     Err(format!("no {closing}"))
 }
 
-/// Replaces each `$NAME`; the longest run of letters, digits and underscores is the name.
+/// Replaces each `$NAME`. A name is one small letter, as loops have them, or a run of capitals, digits and
+/// underscores; so `$iu` is the loop's number and a `u`.
 fn substitute(line: &str, bound: &Bound) -> Result<String, String> {
     let mut parts = line.split('$');
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(part.len());
+        let in_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+        let is_loop = part.starts_with(|c: char| c.is_ascii_lowercase());
+        let end = if is_loop { 1 } else { part.find(|c| !in_name(c)).unwrap_or(part.len()) };
         let (name, rest) = part.split_at(end);
         out.push_str(bound.get(name).ok_or_else(|| format!("${name} has no value"))?);
         out.push_str(rest);
@@ -141,6 +148,7 @@ mod tests {
     fn values_includes_and_conditions() {
         check("x $A;\n", &[("A", "7")], Ok("x 7;\n"));
         check("#include \"shared/$F.wgsl\"", &[("A", "1"), ("F", "b")], Ok("shared 1\n"));
+        check("$Au$A.x", &[("A", "7")], Ok("7u7.x\n"));
         check("#if A\nyes\n#else\nno\n#endif\nend", &[("A", "0")], Ok("no\nend\n"));
         check("#if !B\n#if A\nboth\n#endif\n#endif", &[("A", "2")], Ok("both\n"));
     }
@@ -157,6 +165,7 @@ mod tests {
         check("#include \"no\"", &[], Err("main: `#include \"no\"`: there is no such file"));
         check("#if A\n", &[], Err("main: `#if A`: no #endif"));
         check("#endfor", &[], Err("main: `#endfor`: no such directive, or one without its beginning"));
+        check("#set N 2\n#for i in N\n#set M $i\n#endfor\n$N", &[], Ok("2\n"));
         check("#for i in N\n#endfor", &[], Err("main: `#for i in N`: N is no number"));
     }
 }

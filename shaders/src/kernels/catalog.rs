@@ -11,8 +11,14 @@ pub(crate) struct Entry {
 /// Whether threads of a subgroup add up together, or all of a workgroup in a tree.
 const SUBGROUPS: (&str, &[&str]) = ("SUBGROUPS", &["0", "1"]);
 
+/// How a matrix is stored.
+const QUANT: (&str, &[&str]) =
+    ("QUANT", &["f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k"]);
+
 /// All kernels.
 pub(crate) const KERNELS: &[Entry] = &[
+    Entry { name: "embed", axes: &[QUANT] },
+    Entry { name: "matmul", axes: &[QUANT, ("COLS", &["1", "2", "4", "8"]), ("SHARE", &["0", "1"])] },
     Entry { name: "rms_norm", axes: &[SUBGROUPS] },
     Entry { name: "copy", axes: &[] },
     Entry { name: "lora_shrink", axes: &[] },
