@@ -248,7 +248,8 @@ mod tests {
         assert!(resolve(&["--adapter", "a b=c"]).unwrap_err().contains("cannot be an adapter's name"));
         let config = resolve(&["--adapter", "a=b/c=d"]).expect("good");
         assert_eq!(config.adapter, [crate::config::Adapter::of("a", "b/c=d".as_ref())]);
-        assert!(resolve(&["--engine", "wgsl"]).unwrap_err().contains("does not have the wgsl engine yet"));
+        let wrong = resolve(&["--engine", "wgsl", "--adapter", "a=b"]).unwrap_err();
+        assert!(wrong.contains("the wgsl engine serves the base model only"), "{wrong}");
         assert!(resolve(&["--set", "x"]).unwrap_err().contains("KEY=VALUE"));
     }
 }

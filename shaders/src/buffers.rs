@@ -124,7 +124,11 @@ impl Buffer {
     ///
     /// # Errors
     /// [`DeviceError`] when the device failed meanwhile.
-    pub fn read_mapped<const N: usize>(&self, device: &Device, parts: [&mut [u8]; N]) -> Result<(), DeviceError> {
+    pub fn read_mapped<const N: usize>(
+        &self,
+        device: &Device,
+        parts: [&mut [u8]; N],
+    ) -> Result<(), DeviceError> {
         let (sender, receiver) = mpsc::sync_channel(1);
         let bytes = parts.iter().map(|part| part.len() as u64).sum();
         self.wgpu.map_async(wgpu::MapMode::Read, 0..bytes, move |mapped| {

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use crate::buffers::{Buffer, Use};
 use crate::device::{Device, DeviceOptions, Subgroups};
 use crate::error::DeviceError;
-use crate::kernels::{Access, Kernel};
+use crate::kernels::{Access, Bound, Kernel};
 
 /// A word that is a NaN as f32 and two NaNs as f16.
 pub const POISON: u32 = 0x7fff_7fff;
@@ -69,6 +69,45 @@ pub fn run(
     contents: &[(&str, Content)],
     workgroups: [u32; 3],
 ) -> Result<Written, DeviceError> {
+    let prepared = prepare(device, kernel, contents)?;
+    let mut encoder = device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        pass.set_pipeline(&kernel.pipeline);
+        pass.set_bind_group(0, &prepared.bound.0, &[]);
+        let [x, y, z] = workgroups;
+        pass.dispatch_workgroups(x, y, z);
+    }
+    device.queue.submit([encoder.finish()]);
+    prepared.written(device)
+}
+
+/// Buffers with their content, bound.
+pub(crate) struct Prepared {
+    buffers: Vec<(String, Access, Buffer)>,
+    pub(crate) bound: Bound,
+}
+
+impl Prepared {
+    /// Waits for what was submitted and reads the buffers that the kernel may write.
+    pub(crate) fn written(&self, device: &Device) -> Result<Written, DeviceError> {
+        let mut written = HashMap::new();
+        for (name, access, buffer) in &self.buffers {
+            if *access == Access::ReadWrite {
+                written.insert(name.clone(), buffer.read(device, buffer.size_bytes())?);
+            }
+        }
+        device.wait()?;
+        Ok(Written(written))
+    }
+}
+
+/// Makes and binds a buffer for each of the kernel's names.
+pub(crate) fn prepare(
+    device: &Device,
+    kernel: &Kernel,
+    contents: &[(&str, Content)],
+) -> Result<Prepared, DeviceError> {
     let mut buffers = Vec::new();
     for (name, access) in kernel.bindings() {
         let content = contents.iter().find(|(given, _)| *given == name);
@@ -76,28 +115,12 @@ pub fn run(
         let usage = if access == Access::Uniform { Use::Uniform } else { Use::Storage };
         let buffer = Buffer::new(device, name, bytes.len() as u64, usage)?;
         buffer.write(device, 0, bytes);
-        buffers.push((name, access, buffer));
+        buffers.push((name.to_owned(), access, buffer));
     }
     assert_eq!(buffers.len(), contents.len(), "content without a name in the kernel");
-    let bindings: Vec<_> = buffers.iter().map(|(name, _, buffer)| (*name, buffer.whole())).collect();
+    let bindings: Vec<_> = buffers.iter().map(|(name, _, buffer)| (name.as_str(), buffer.whole())).collect();
     let bound = kernel.bind(device, &bindings)?;
-    let mut encoder = device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    {
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        pass.set_pipeline(&kernel.pipeline);
-        pass.set_bind_group(0, &bound.0, &[]);
-        let [x, y, z] = workgroups;
-        pass.dispatch_workgroups(x, y, z);
-    }
-    device.queue.submit([encoder.finish()]);
-    let mut written = HashMap::new();
-    for (name, access, buffer) in &buffers {
-        if *access == Access::ReadWrite {
-            written.insert((*name).to_owned(), buffer.read(device, buffer.size_bytes())?);
-        }
-    }
-    device.wait()?;
-    Ok(Written(written))
+    Ok(Prepared { buffers, bound })
 }
 
 /// The kinds of device that each kernel is tested on: with subgroups and without, checked and unchecked.

@@ -10,7 +10,13 @@ pub mod device;
 mod error;
 pub mod harness;
 pub mod kernels;
+pub mod lora;
+pub mod model;
+pub mod pages;
 mod preprocess;
+pub mod sampling;
+pub mod step;
+pub mod timing;
 pub mod twins;
 pub mod weights;
 

@@ -142,7 +142,13 @@ impl Runner {
         }
         self.device.queue.submit([encoder.finish()]);
         self.read_back(logits_bytes as usize / 4, hidden_bytes as usize / 4)?;
-        Ok(StepResult { logits: &self.logits, hidden: &self.hidden })
+        Ok(self.last())
+    }
+
+    /// What the last step gave back.
+    #[must_use]
+    pub fn last(&self) -> StepResult<'_> {
+        StepResult { logits: &self.logits, hidden: &self.hidden }
     }
 
     fn read_back(&mut self, num_logits: usize, num_hidden: usize) -> Result<(), DeviceError> {
@@ -151,7 +157,8 @@ impl Runner {
         if num_logits + num_hidden == 0 {
             return self.device.wait();
         }
-        let parts = [&mut self.logits, &mut self.hidden].map(|part| bytemuck::cast_slice_mut(part.as_mut_slice()));
+        let parts =
+            [&mut self.logits, &mut self.hidden].map(|part| bytemuck::cast_slice_mut(part.as_mut_slice()));
         self.memory.staging.read_mapped(&self.device, parts)
     }
 

@@ -122,7 +122,8 @@ fn check_attention(dim: usize, group: usize, kv_heads: usize, lens: [usize; 2]) 
     let (heads, scale) = (group * kv_heads, 1.0 / (dim as f32).sqrt());
     let num_pages = lens.map(|len| len.div_ceil(32));
     // Odd pages backwards, then even ones.
-    let mut order: Vec<u32> = (0..2 * (num_pages[0] + num_pages[1]) as u32).rev().filter(|page| page % 2 == 1).collect();
+    let mut order: Vec<u32> =
+        (0..2 * (num_pages[0] + num_pages[1]) as u32).rev().filter(|page| page % 2 == 1).collect();
     order.swap(0, 1);
     let (first, second) = order.split_at(num_pages[0]);
     let mut second = second.to_vec();
@@ -180,7 +181,8 @@ fn fill(kv: &mut [u32], shape: KvShape, slot: usize, noise: &[f32]) {
             let key = page + head * head_words + (word / 4 * 32 + slot % 32) * 4 + word % 4;
             let value = page + (shape.kv_heads + head) * head_words + slot % 32 * shape.dim / 2 + word;
             for at in [key, value] {
-                let pair = [noise[2 * at], noise[2 * at + 1]].map(|value| u32::from(f16::from_f32(value).to_bits()));
+                let pair =
+                    [noise[2 * at], noise[2 * at + 1]].map(|value| u32::from(f16::from_f32(value).to_bits()));
                 kv[at] = pair[0] | pair[1] << 16;
             }
         }
@@ -198,7 +200,8 @@ fn rows_attend_to_their_sequence_in_pages() {
 #[test]
 fn gates_pass_and_stop() {
     let (width, num_rows) = (260, 3);
-    let gate_up: Vec<f32> = common::floats(7, num_rows * 2 * width).iter().map(|value| value * 30.0).collect();
+    let gate_up: Vec<f32> =
+        common::floats(7, num_rows * 2 * width).iter().map(|value| value * 30.0).collect();
     let want = twins::swiglu(&gate_up, width);
     for device in devices() {
         let kernel = Kernel::new(device, &Text::new("swiglu", &[])).unwrap();

@@ -56,7 +56,14 @@ impl Matrix {
         let contents = [
             ("params", Content::of(&params)),
             ("step_info", Content::of(&[u32::MAX, u32::MAX, num_columns as u32])),
-            ("bias", if bias.is_empty() { Content::poisoned(1) } else { Content::of(&[&[f32::NAN; 4], bias].concat()) }),
+            (
+                "bias",
+                if bias.is_empty() {
+                    Content::poisoned(1)
+                } else {
+                    Content::of(&[&[f32::NAN; 4], bias].concat())
+                },
+            ),
             ("x", Content::of(x)),
             (
                 "out",

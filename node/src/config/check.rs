@@ -42,11 +42,8 @@ impl Config {
             refuse(true, key, why);
         }
         refuse(self.model.id.as_deref() == Some(""), "model.id", "it is empty");
-        refuse(
-            self.engine.kind == EngineKind::Wgsl,
-            "engine.kind",
-            "this build does not have the wgsl engine yet",
-        );
+        let wgsl = self.engine.kind == EngineKind::Wgsl;
+        refuse(wgsl && !self.adapter.is_empty(), "adapter", "the wgsl engine serves the base model only");
         let same = self.http.listen == self.admin.listen && self.http.listen.port() != 0;
         refuse(same, "admin.listen", "it is the address of http.listen");
         refuse(
@@ -98,6 +95,9 @@ impl Config {
         }
         if let Err(e) = self.engine.llama.to_engine().validate() {
             refuse(self.engine.kind == EngineKind::Llama, &super::convert::llama_key(&e), &e.to_string());
+        }
+        if let Err(e) = self.engine.wgsl.to_engine().validate() {
+            refuse(wgsl, &format!("engine.wgsl.{}", e.key), &e.to_string());
         }
         wrong
     }

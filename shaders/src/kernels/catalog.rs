@@ -24,9 +24,14 @@ const GROUP: (&str, &[&str]) = ("GROUP", &["1", "2", "3", "4", "5", "6", "7", "8
 /// All kernels.
 pub(crate) const KERNELS: &[Entry] = &[
     Entry { name: "attention", axes: &[DIM, GROUP] },
+    Entry { name: "copy", axes: &[] },
     Entry { name: "embed", axes: &[QUANT] },
+    Entry { name: "lora_expand", axes: &[] },
+    Entry { name: "lora_shrink", axes: &[] },
     Entry { name: "matmul", axes: &[QUANT, ("COLS", &["1", "2", "4", "8"]), ("SHARE", &["0", "1"])] },
     Entry { name: "rms_norm", axes: &[SUBGROUPS] },
     Entry { name: "rope_store", axes: &[DIM, ("NORM", &["0", "1"]), SUBGROUPS] },
+    Entry { name: "sample_draw", axes: &[] },
+    Entry { name: "sample_scan", axes: &[] },
     Entry { name: "swiglu", axes: &[] },
 ];

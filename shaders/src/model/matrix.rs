@@ -1,12 +1,12 @@
 //! Matrices and vectors from a file to the device, streamed.
 
-use quern_gguf::{Gguf, TensorInfo};
+use quern_gguf::{Gguf, TensorInfo, TensorType};
 
 use super::{ModelError, rows_of};
 use crate::buffers::{Buffer, Use};
 use crate::device::Device;
 use crate::weights::format::{GROUP, PANEL_ROWS};
-use crate::weights::{Format, Planes, repack};
+use crate::weights::{Format, Planes, repack, widen_q5_0};
 
 /// Bytes of a file that are repacked at a time.
 const CHUNK_BYTES: u64 = 4 << 20;
@@ -113,22 +113,35 @@ impl<'a> Uploads<'a> {
         for name in names {
             tensors.push(self.gguf.require_tensor(name)?);
         }
-        let (kind, num_columns) = (tensors[0].kind, tensors[0].shape[0] as usize);
+        let (kind, num_columns) = (self.stored_as(tensors[0].kind), tensors[0].shape[0] as usize);
         let format = Format::of(kind)
             .ok_or_else(|| ModelError::TensorType { tensor: tensors[0].name.clone(), kind })?;
         let num_groups = num_columns / GROUP;
         let num_rows: u64 = tensors.iter().map(|tensor| rows_of(tensor)).sum();
-        let mut shards = self.shards(names[0], format, num_groups, num_rows)?;
+        let shards = self.shards(names[0], format, num_groups, num_rows)?;
         let mut first_row = 0;
         for tensor in tensors {
-            self.upload(tensor, format, first_row, &mut shards)?;
+            self.upload(tensor, format, first_row, &shards)?;
             first_row += rows_of(tensor);
         }
         Ok(Matrix { format, num_groups: num_groups as u32, shards })
     }
 
+    /// What a type becomes on this device. A CPU that pretends to be a GPU spends its time on unpacking, and
+    /// not on reading: there, the most frequent type of small models is widened.
+    fn stored_as(&self, kind: TensorType) -> TensorType {
+        let widens = self.device.profile().is_cpu && kind == TensorType::Q5_0;
+        if widens { TensorType::Q8_0 } else { kind }
+    }
+
     /// Empty parts of a matrix, each as large as a binding allows.
-    fn shards(&mut self, name: &str, format: Format, num_groups: usize, num_rows: u64) -> Result<Vec<Shard>, ModelError> {
+    fn shards(
+        &mut self,
+        name: &str,
+        format: Format,
+        num_groups: usize,
+        num_rows: u64,
+    ) -> Result<Vec<Shard>, ModelError> {
         let words = format.panel_words(num_groups).map(|words| words as u64);
         let largest = words.into_iter().max().unwrap_or(1) * 4;
         let profile = self.device.profile();
@@ -152,7 +165,13 @@ impl<'a> Uploads<'a> {
     }
 
     /// A tensor's rows into parts of a matrix, from `first_row` on, which begins a panel.
-    fn upload(&mut self, tensor: &TensorInfo, format: Format, first_row: u64, shards: &mut [Shard]) -> Result<(), ModelError> {
+    fn upload(
+        &mut self,
+        tensor: &TensorInfo,
+        format: Format,
+        first_row: u64,
+        shards: &[Shard],
+    ) -> Result<(), ModelError> {
         let num_columns = tensor.shape[0] as usize;
         let row_bytes = tensor.size_bytes / rows_of(tensor);
         let words = format.panel_words(num_columns / GROUP).map(|words| words as u64);
@@ -161,19 +180,27 @@ impl<'a> Uploads<'a> {
         let mut row = 0;
         while row < rows_of(tensor) {
             let at = first_row + row;
-            let shard = shards.iter().rfind(|shard| u64::from(shard.first_row) <= at).expect("the first begins at 0");
+            let shard =
+                shards.iter().rfind(|shard| u64::from(shard.first_row) <= at).expect("the first begins at 0");
             let shard_end = u64::from(shard.first_row + shard.num_rows);
             let rows = chunk_rows.min(rows_of(tensor) - row).min(shard_end - at);
             let mut bytes = vec![0; (rows * row_bytes) as usize];
             self.gguf.read_tensor_part(tensor, row * row_bytes, &mut bytes)?;
+            self.has_read(bytes.len() as u64)?;
+            if format.kind != tensor.kind {
+                bytes = widen_q5_0(&bytes);
+            }
             let mut planes = Planes::default();
             repack(format, num_columns, &bytes, &mut planes);
             let panel = (at - u64::from(shard.first_row)) / PANEL_ROWS as u64;
-            let to = [(&shard.quants, &planes.quants), (&shard.highs, &planes.highs), (&shard.scales, &planes.scales)];
+            let to = [
+                (&shard.quants, &planes.quants),
+                (&shard.highs, &planes.highs),
+                (&shard.scales, &planes.scales),
+            ];
             for ((buffer, plane), words) in to.into_iter().zip(words) {
                 self.write(buffer, panel * words * 4, bytemuck::cast_slice(plane))?;
             }
-            self.has_read(bytes.len() as u64)?;
             row += rows;
         }
         Ok(())

@@ -137,7 +137,11 @@ impl ModelShape {
         let mut known = std::collections::HashSet::new();
         let mut check = |name: String, shape: &[u64], is_needed: bool| {
             let Some(tensor) = gguf.tensor(&name) else {
-                return if is_needed { Err(gguf.require_tensor(&name).expect_err("it is not there").into()) } else { Ok(()) };
+                return if is_needed {
+                    Err(gguf.require_tensor(&name).expect_err("it is not there").into())
+                } else {
+                    Ok(())
+                };
             };
             known.insert(name);
             check_tensor(tensor, shape)
@@ -172,7 +176,11 @@ impl ModelShape {
 fn check_tensor(tensor: &TensorInfo, wanted: &[u64]) -> Result<(), ModelError> {
     let name = || tensor.name.clone();
     if tensor.shape != wanted {
-        return Err(ModelError::TensorShape { tensor: name(), found: tensor.shape.clone(), wanted: wanted.to_vec() });
+        return Err(ModelError::TensorShape {
+            tensor: name(),
+            found: tensor.shape.clone(),
+            wanted: wanted.to_vec(),
+        });
     }
     let is_known = match wanted.len() {
         1 => tensor.kind == quern_gguf::TensorType::F32,

@@ -65,12 +65,14 @@ impl Memory {
             }
             Ok(Buffer::new(device, what, bytes, Use::Storage)?)
         };
-        let rows = |what, width: u32| buffer(what, u64::from(limits.max_rows) * u64::from(width) * 4, "max_rows");
+        let rows =
+            |what, width: u32| buffer(what, u64::from(limits.max_rows) * u64::from(width) * 4, "max_rows");
         let outputs = |what, width: u32| {
             buffer(what, u64::from(limits.max_outputs) * u64::from(width) * 4, "max_outputs")
         };
         let page_bytes = shape.kv_bytes() * u64::from(PAGE_TOKENS);
-        let kv = |_| buffer("keys and values of a layer", page_bytes * u64::from(limits.num_pages), "kv_capacity");
+        let kv =
+            |_| buffer("keys and values of a layer", page_bytes * u64::from(limits.num_pages), "kv_capacity");
         let turns = shape.rope.turns(shape.head_dim, limits.max_sequence_len);
         let outputs_bytes = u64::from(limits.max_outputs) * u64::from(shape.vocab + shape.hidden) * 4;
         Ok(Memory {
@@ -162,7 +164,12 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub fn new(device: &Device, model: &Model, memory: &Memory, layout: &Layout) -> Result<Plan, DeviceError> {
+    pub fn new(
+        device: &Device,
+        model: &Model,
+        memory: &Memory,
+        layout: &Layout,
+    ) -> Result<Plan, DeviceError> {
         let mut builder = Builder { device, model, memory, kernels: HashMap::new() };
         let mut rows = builder.embed()?;
         for layer in 0..model.layers.len() {
@@ -172,7 +179,12 @@ impl Plan {
             builder.rms_norm(&memory.x, &model.output_norm, &memory.outputs, layout.outputs_at())?;
         let head = model.head();
         let vocab = model.shape.vocab;
-        let product = Product { x: &memory.outputs, out: &memory.logits, out_stride: vocab, columns_at: Layout::LOGITS };
+        let product = Product {
+            x: &memory.outputs,
+            out: &memory.logits,
+            out_stride: vocab,
+            columns_at: Layout::LOGITS,
+        };
         let logits = builder.matmul(head, &product, None, 0, 0)?;
         Ok(Plan { rows, outputs, logits })
     }
@@ -181,7 +193,13 @@ impl Plan {
         self.rows.len() + 1 + self.logits.len()
     }
 
-    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, num_rows: u32, num_logits: u32, num_hidden: u32) {
+    pub fn encode(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        num_rows: u32,
+        num_logits: u32,
+        num_hidden: u32,
+    ) {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         self.rows.iter().for_each(|op| op.encode(&mut pass, num_rows));
         if num_logits + num_hidden > 0 {
@@ -287,14 +305,25 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn rms_norm(&mut self, x: &Buffer, weight: &Buffer, out: &Buffer, rows_at: u32) -> Result<Op, DeviceError> {
+    fn rms_norm(
+        &mut self,
+        x: &Buffer,
+        weight: &Buffer,
+        out: &Buffer,
+        rows_at: u32,
+    ) -> Result<Op, DeviceError> {
         let kernel = self.kernel("rms_norm", &[("SUBGROUPS", self.subgroups())])?;
         let shape = &self.model.shape;
         let params = [shape.hidden / 4, rows_at, shape.epsilon.to_bits()];
         self.op(vec![kernel], &params, &[("x", x), ("weight", weight), ("out", out)], Grid::Rows(1))
     }
 
-    fn placed(&mut self, placed: &[Placed], product: &Product<'_>, ops: &mut Vec<Op>) -> Result<(), DeviceError> {
+    fn placed(
+        &mut self,
+        placed: &[Placed],
+        product: &Product<'_>,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), DeviceError> {
         for part in placed {
             let flags = if part.bias.is_some() { ADD_BIAS } else { 0 };
             ops.extend(self.matmul(&part.matrix, product, part.bias.as_ref(), part.out_base, flags)?);
