@@ -177,6 +177,8 @@ pub struct Wgsl {
     pub max_rows: u32,
     /// Rows with an output in one step.
     pub max_outputs: u32,
+    /// Adapters that can be loaded at once, with ranks up to 8, 16, 32 and 64.
+    pub adapter_slots: [u32; 4],
 }
 
 /// What reaches a device.

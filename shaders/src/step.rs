@@ -3,8 +3,9 @@
 //! Everything that can be known before is made when a [`Runner`] is made: pipelines, buffers for the largest
 //! batch, and a list of dispatches with their bind groups. A step writes one piece of metadata, encodes the
 //! list, and reads back what was asked for. Where next: `step/plan.rs` for the list of dispatches,
-//! `step/layout.rs` for the metadata, `pages.rs` for who holds which page.
+//! `step/layout.rs` for the metadata, `step/adapters.rs` for adapters, `pages.rs` for who holds which page.
 
+mod adapters;
 mod layout;
 mod plan;
 
@@ -13,11 +14,14 @@ use std::sync::Arc;
 use crate::buffers::{Buffer, Use};
 use crate::device::Device;
 use crate::error::DeviceError;
+use crate::lora::{LoraError, LoraMatrices, RANKS};
 use crate::model::Model;
 use crate::pages::{PAGE_TOKENS, PageCopy};
+use adapters::Adapters;
+pub use adapters::MODULES;
 use layout::Layout;
 pub use layout::{Batch, BatchRow};
-use plan::{Memory, Plan};
+use plan::{Counts, Memory, Plan};
 
 /// How large a runner's buffers are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub struct StepLimits {
     pub num_pages: u32,
     /// Longest sequence, in tokens.
     pub max_sequence_len: u32,
+    /// Adapters that can be loaded at once, by their ranks; see [`RANKS`].
+    pub adapter_slots: [u32; RANKS.len()],
 }
 
 /// Why a runner cannot be made.
@@ -52,6 +58,17 @@ pub enum RunnerError {
     },
 }
 
+/// Why an adapter was not loaded or unloaded.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// It does not fit the model or the slots.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
 /// What a step gave back, borrowed from the runner.
 #[derive(Debug, Clone, Copy)]
 pub struct StepResult<'a> {
@@ -68,6 +85,7 @@ pub struct Runner {
     model: Arc<Model>,
     layout: Layout,
     memory: Memory,
+    adapters: Adapters,
     plan: Plan,
     /// The metadata of the present step.
     words: Vec<u32>,
@@ -83,12 +101,14 @@ impl Runner {
     pub fn new(device: &Device, model: &Arc<Model>, limits: StepLimits) -> Result<Runner, RunnerError> {
         let layout = Layout::new(limits);
         let memory = Memory::new(device, &model.shape, limits, &layout)?;
-        let plan = Plan::new(device, model, &memory, &layout)?;
+        let adapters = Adapters::new(device, &model.shape, limits)?;
+        let plan = Plan::new(device, model, &memory, &adapters, &layout)?;
         Ok(Runner {
             device: device.clone(),
             model: Arc::clone(model),
             layout,
             memory,
+            adapters,
             plan,
             words: Vec::new(),
             logits: Vec::new(),
@@ -105,10 +125,11 @@ impl Runner {
     /// Bytes of keys and values, and of everything else that this runner keeps on the device.
     #[must_use]
     pub fn memory_bytes(&self) -> [u64; 2] {
-        self.memory.bytes()
+        let [kv, others] = self.memory.bytes();
+        [kv, others + self.adapters.bytes()]
     }
 
-    /// Dispatches of a step with logits.
+    /// Dispatches of a step with logits and without adapters.
     #[must_use]
     pub fn num_dispatches(&self) -> usize {
         self.plan.num_dispatches()
@@ -121,13 +142,15 @@ impl Runner {
     /// unknown.
     ///
     /// # Panics
-    /// When the batch is empty or larger than the limits.
+    /// When the batch is empty or larger than the limits, or names an adapter that is not loaded.
     pub fn run(&mut self, batch: &Batch<'_>) -> Result<StepResult<'_>, DeviceError> {
         self.layout.fill(batch, &mut self.words);
         self.memory.step_info.write(&self.device, 0, bytemuck::cast_slice(&self.words));
         let (num_logits, num_hidden) = (batch.logits.len() as u32, batch.hidden.len() as u32);
         let mut encoder = self.device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        self.plan.encode(&mut encoder, batch.rows.len() as u32, num_logits, num_hidden);
+        let counts = Counts { rows: batch.rows.len() as u32, logits: num_logits, hidden: num_hidden };
+        let with_adapters = self.adapters.assign(&self.device, batch.rows);
+        self.plan.encode(&mut encoder, counts, with_adapters);
         let shape = &self.model.shape;
         let logits_bytes = u64::from(num_logits) * u64::from(shape.vocab) * 4;
         let row_bytes = u64::from(shape.hidden) * 4;
@@ -160,6 +183,33 @@ impl Runner {
         let parts =
             [&mut self.logits, &mut self.hidden].map(|part| bytemuck::cast_slice_mut(part.as_mut_slice()));
         self.memory.staging.read_mapped(&self.device, parts)
+    }
+
+    /// Whether an adapter is loaded.
+    #[must_use]
+    pub fn has_adapter(&self, adapter_id: u32) -> bool {
+        self.adapters.has(adapter_id)
+    }
+
+    /// Puts an adapter into a free slot. Its matrices name modules by their position in [`MODULES`]. No
+    /// pipeline, buffer or bind group changes.
+    ///
+    /// # Errors
+    /// [`AdapterError`] with the reason; nothing is half loaded.
+    pub fn load_adapter(
+        &mut self,
+        adapter_id: u32,
+        matrices: &[LoraMatrices<'_>],
+    ) -> Result<(), AdapterError> {
+        self.adapters.load(&self.device, adapter_id, matrices)
+    }
+
+    /// Frees an adapter's slot.
+    ///
+    /// # Errors
+    /// [`LoraError::NotLoaded`].
+    pub fn unload_adapter(&mut self, adapter_id: u32) -> Result<(), LoraError> {
+        self.adapters.unload(&self.device, adapter_id)
     }
 
     /// Copies pages in every layer, before anything that is submitted later.

@@ -7,11 +7,18 @@ use std::sync::Arc;
 
 use quern_gguf::tiny::{self, Arch, TinySpec};
 use quern_gguf::{Gguf, TensorType};
+use quern_shaders::lora::LoraMatrices;
 use quern_shaders::model::Model;
-use quern_shaders::step::{Batch, BatchRow, Runner, StepLimits};
+use quern_shaders::step::{AdapterError, Batch, BatchRow, Runner, StepLimits};
 use quern_shaders::{Device, DeviceOptions};
 
-const LIMITS: StepLimits = StepLimits { max_rows: 48, max_outputs: 8, num_pages: 16, max_sequence_len: 200 };
+const LIMITS: StepLimits = StepLimits {
+    max_rows: 48,
+    max_outputs: 8,
+    num_pages: 16,
+    max_sequence_len: 200,
+    adapter_slots: [2, 1, 0, 0],
+};
 
 fn runner(device: &Device, spec: &TinySpec) -> Runner {
     let folder = tempfile::tempdir().unwrap();
@@ -38,7 +45,12 @@ fn step(runner: &mut Runner, parts: &[(&Seq<'_>, std::ops::Range<usize>)]) -> Ve
     let lists: Vec<&[u32]> = parts.iter().map(|(seq, _)| seq.pages).collect();
     let (mut rows, mut logits) = (Vec::new(), Vec::new());
     for (list, (seq, range)) in parts.iter().enumerate() {
-        let row = |position: usize| BatchRow { token: seq.tokens[position], position: position as u32, list };
+        let row = |position: usize| BatchRow {
+            token: seq.tokens[position],
+            position: position as u32,
+            list,
+            adapter_id: None,
+        };
         rows.extend(range.clone().map(row));
         logits.push(rows.len() as u32 - 1);
     }
@@ -113,7 +125,7 @@ fn kinds_of_devices_agree() {
 fn hidden_states_come_beside_logits() {
     let device = Device::open(&DeviceOptions::default()).unwrap();
     let mut runner = runner(&device, &TinySpec::new(Arch::Qwen2, 4));
-    let row = |position| BatchRow { token: 5 + position, position, list: 0 };
+    let row = |position| BatchRow { token: 5 + position, position, list: 0, adapter_id: None };
     let rows: Vec<BatchRow> = (0..6).map(row).collect();
     let mut run = |logits: &[u32], hidden: &[u32]| {
         let batch = Batch { rows: &rows, lists: &[&[1]], logits, hidden };
@@ -142,4 +154,81 @@ fn pages_are_copied_and_kept() {
     assert_eq!(kept.len(), 2 * runner.page_bytes());
     runner.write_pages(&[4, 3], &kept);
     assert_eq!(step(&mut runner, &[(&Seq { tokens: &tokens, pages: &[4, 3] }, 39..40)]).remove(0), last);
+}
+
+/// Matrices for every other layer's modules.
+fn matrices(model: &Model, seed: u64, rank: u32) -> Vec<(u32, u32, Vec<f32>, Vec<f32>)> {
+    let shape = &model.shape;
+    let (queries, keys) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    let sizes = [
+        [shape.hidden, queries],
+        [shape.hidden, keys],
+        [shape.hidden, keys],
+        [queries, shape.hidden],
+        [shape.hidden, shape.ffn],
+        [shape.hidden, shape.ffn],
+        [shape.ffn, shape.hidden],
+    ];
+    let pair = |(module, [input, output]): (usize, [u32; 2])| {
+        let seed = seed * 100 + module as u64;
+        let a = common::floats(seed, (rank * input) as usize);
+        let b: Vec<f32> =
+            common::floats(seed + 50, (output * rank) as usize).iter().map(|v| v / 8.0).collect();
+        (0, module as u32, a, b)
+    };
+    sizes.into_iter().enumerate().map(pair).collect()
+}
+
+fn load_adapter(runner: &mut Runner, adapter_id: u32, rank: u32) -> Result<(), AdapterError> {
+    let matrices = matrices(runner.model(), u64::from(adapter_id), rank);
+    let pairs: Vec<LoraMatrices<'_>> = matrices
+        .iter()
+        .map(|(layer_idx, module_idx, a, b)| LoraMatrices {
+            layer_idx: *layer_idx,
+            module_idx: *module_idx,
+            rank,
+            a,
+            b,
+            scale: 0.05,
+        })
+        .collect();
+    runner.load_adapter(adapter_id, &pairs)
+}
+
+#[test]
+fn rows_of_a_batch_have_adapters_of_their_own() {
+    let device = Device::open(&DeviceOptions::default()).unwrap();
+    let mut runner = runner(&device, &TinySpec::new(Arch::Qwen2, 4));
+    load_adapter(&mut runner, 7, 5).unwrap();
+    load_adapter(&mut runner, 9, 16).unwrap();
+    let full = load_adapter(&mut runner, 8, 16).unwrap_err().to_string();
+    assert!(full.contains("all 1 slots for adapters of rank 16 or more are taken"), "{full}");
+    let run = |runner: &mut Runner, adapters: &[Option<u32>]| -> Vec<Vec<f32>> {
+        let row = |list: usize, position: u32| BatchRow {
+            token: 3 + position * 7,
+            position,
+            list,
+            adapter_id: adapters[list],
+        };
+        let rows: Vec<BatchRow> =
+            (0..adapters.len()).flat_map(|list| (0..5).map(move |position| row(list, position))).collect();
+        let pages = [[1], [2], [3], [4]];
+        let lists: Vec<&[u32]> = pages[..adapters.len()].iter().map(<[u32; 1]>::as_slice).collect();
+        let logits: Vec<u32> = (0..adapters.len() as u32).map(|list| list * 5 + 4).collect();
+        let batch = Batch { rows: &rows, lists: &lists, logits: &logits, hidden: &[] };
+        let vocab = runner.model().shape.vocab as usize;
+        runner.run(&batch).unwrap().logits.chunks(vocab).map(<[f32]>::to_vec).collect()
+    };
+    let wishes = [Some(7), None, Some(9), Some(7)];
+    let alone: Vec<_> = wishes.iter().map(|wish| run(&mut runner, &[*wish]).remove(0)).collect();
+    assert_ne!(alone[0], alone[1]);
+    assert_ne!(alone[0], alone[2]);
+    assert_eq!(run(&mut runner, &wishes), alone, "together as alone");
+    // A slot is used again, and its former adapter leaves nothing behind.
+    runner.unload_adapter(7).unwrap();
+    assert!(!runner.has_adapter(7) && runner.unload_adapter(7).is_err());
+    load_adapter(&mut runner, 3, 8).unwrap();
+    load_adapter(&mut runner, 7, 5).unwrap();
+    assert_eq!(run(&mut runner, &[Some(7)]), [alone[0].clone()]);
+    assert_eq!(run(&mut runner, &[None]), [alone[1].clone()]);
 }

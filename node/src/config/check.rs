@@ -43,7 +43,6 @@ impl Config {
         }
         refuse(self.model.id.as_deref() == Some(""), "model.id", "it is empty");
         let wgsl = self.engine.kind == EngineKind::Wgsl;
-        refuse(wgsl && !self.adapter.is_empty(), "adapter", "the wgsl engine serves the base model only");
         let same = self.http.listen == self.admin.listen && self.http.listen.port() != 0;
         refuse(same, "admin.listen", "it is the address of http.listen");
         refuse(

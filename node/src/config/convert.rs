@@ -107,6 +107,7 @@ impl Default for Wgsl {
             max_sequences: c.max_sequences,
             max_rows: c.max_rows,
             max_outputs: c.max_outputs,
+            adapter_slots: c.adapter_slots,
         }
     }
 }
@@ -132,6 +133,7 @@ impl Wgsl {
             max_sequences: self.max_sequences,
             max_rows: self.max_rows,
             max_outputs: self.max_outputs,
+            adapter_slots: self.adapter_slots,
         }
     }
 }

@@ -13,6 +13,7 @@ use quern_shaders::DeviceError;
 use quern_shaders::pages::{Append, PageBook, PageError};
 use quern_shaders::step::{Batch, BatchRow, Runner, StepLimits};
 
+use crate::adapter;
 use crate::load::{LoadError, WgslModel};
 
 /// A model on a device, with keys and values of its own.
@@ -41,6 +42,7 @@ impl WgslEngine {
             max_outputs: config.max_outputs,
             num_pages,
             max_sequence_len: wanted_len.min(config.kv_capacity),
+            adapter_slots: config.adapter_slots,
         };
         let runner = Runner::new(&model.device, &model.model, limits)?;
         let book = PageBook::new(num_pages, config.max_sequences as usize);
@@ -52,7 +54,7 @@ impl WgslEngine {
             max_sequence_len: limits.max_sequence_len as usize,
             max_rows: config.max_rows as usize,
             max_outputs: config.max_outputs as usize,
-            mixes_adapters: false,
+            mixes_adapters: true,
             mixes_outputs: true,
             row_tile: 1,
         };
@@ -80,7 +82,7 @@ impl WgslEngine {
         let mut appends: Vec<Append> = Vec::new();
         for (idx, row) in rows.iter().enumerate() {
             let bad = |why| Err(EngineError::InvalidBatch { row: idx, why });
-            if row.adapter != AdapterId::BASE {
+            if row.adapter != AdapterId::BASE && !self.runner.has_adapter(row.adapter.0) {
                 return bad("no such adapter is loaded");
             }
             // Rows of one sequence mostly stand together: look from the end.
@@ -105,7 +107,12 @@ impl WgslEngine {
         };
         let batch_rows: Vec<BatchRow> = rows
             .iter()
-            .map(|row| BatchRow { token: row.token, position: row.pos, list: list(row) })
+            .map(|row| BatchRow {
+                token: row.token,
+                position: row.pos,
+                list: list(row),
+                adapter_id: (row.adapter != AdapterId::BASE).then_some(row.adapter.0),
+            })
             .collect();
         let with = |wanted: Output| -> Vec<u32> {
             let wanted = rows.iter().enumerate().filter(|(_, row)| row.output == wanted);
@@ -187,12 +194,18 @@ impl Engine for WgslEngine {
         Ok(())
     }
 
-    fn load_adapter(&mut self, _id: AdapterId, path: &Path) -> Result<(), EngineError> {
-        let why = "this engine serves the base model only".to_owned();
-        Err(EngineError::Adapter { path: path.display().to_string(), why })
+    fn load_adapter(&mut self, id: AdapterId, path: &Path) -> Result<(), EngineError> {
+        let refused = |why: String| EngineError::Adapter { path: path.display().to_string(), why };
+        if id == AdapterId::BASE || self.runner.has_adapter(id.0) {
+            return Err(refused(format!("adapter {} is in use", id.0)));
+        }
+        let modules = adapter::read(path, &self.runner.model().shape).map_err(refused)?;
+        let matrices: Vec<_> = modules.iter().map(adapter::Module::matrices).collect();
+        self.runner.load_adapter(id.0, &matrices).map_err(|error| refused(error.to_string()))
     }
 
     fn unload_adapter(&mut self, id: AdapterId) -> Result<(), EngineError> {
-        Err(EngineError::Adapter { path: String::new(), why: format!("adapter {} is not loaded", id.0) })
+        let not_loaded = |why: String| EngineError::Adapter { path: String::new(), why };
+        self.runner.unload_adapter(id.0).map_err(|error| not_loaded(error.to_string()))
     }
 }

@@ -32,6 +32,7 @@ fn small() -> WgslConfig {
         max_sequences: 8,
         max_rows: 64,
         max_outputs: 16,
+        adapter_slots: [2, 1, 0, 0],
         ..WgslConfig::default()
     }
 }

@@ -22,6 +22,8 @@ pub struct BatchRow {
     pub position: u32,
     /// Its sequence: an index into [`Batch::lists`].
     pub list: usize,
+    /// The adapter that it is computed with.
+    pub adapter_id: Option<u32>,
 }
 
 /// The rows of a step.
@@ -108,9 +110,15 @@ mod tests {
 
     #[test]
     fn rows_know_their_slots_and_lists() {
-        let limits = StepLimits { max_rows: 3, max_outputs: 2, num_pages: 9, max_sequence_len: 64 };
+        let limits = StepLimits {
+            max_rows: 3,
+            max_outputs: 2,
+            num_pages: 9,
+            max_sequence_len: 64,
+            adapter_slots: [0; 4],
+        };
         let layout = Layout::new(limits);
-        let row = |token, position, list| BatchRow { token, position, list };
+        let row = |token, position, list| BatchRow { token, position, list, adapter_id: None };
         let batch = Batch {
             rows: &[row(7, 33, 0), row(8, 0, 1)],
             lists: &[&[4, 2], &[5]],

@@ -1,8 +1,8 @@
 //! The list of dispatches of a step, and the memory that they work on.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::adapters::{Adapters, Place};
 use super::layout::{Layout, ROW_WORDS};
 use super::{RunnerError, StepLimits};
 use crate::buffers::{Buffer, Use};
@@ -125,6 +125,8 @@ enum Grid {
     Each(u32),
     /// So many for each tile of columns.
     Panels(u32),
+    /// So many for each row and each of so many modules.
+    Modules(u32, u32),
 }
 
 /// One dispatch of a step.
@@ -134,22 +136,33 @@ struct Op {
     kernels: Vec<Arc<Kernel>>,
     bound: Bound,
     grid: Grid,
+    /// Left out of steps without adapters.
+    is_for_adapters: bool,
 }
 
 impl Op {
     fn encode(&self, pass: &mut wgpu::ComputePass<'_>, num_rows: u32) {
-        let (kernel, [x, y]) = match self.grid {
-            Grid::Rows(beside) => (&self.kernels[0], [num_rows, beside]),
-            Grid::Each(count) => (&self.kernels[0], [count, num_rows]),
+        let (kernel, [x, y, z]) = match self.grid {
+            Grid::Rows(beside) => (&self.kernels[0], [num_rows, beside, 1]),
+            Grid::Each(count) => (&self.kernels[0], [count, num_rows, 1]),
+            Grid::Modules(count, modules) => (&self.kernels[0], [count, num_rows, modules]),
             Grid::Panels(count) => {
                 let variant = COLS.iter().position(|cols| *cols >= num_rows).unwrap_or(COLS.len() - 1);
-                (&self.kernels[variant], [count, num_rows.div_ceil(COLS[variant])])
+                (&self.kernels[variant], [count, num_rows.div_ceil(COLS[variant]), 1])
             }
         };
         pass.set_pipeline(&kernel.pipeline);
         pass.set_bind_group(0, &self.bound.0, &[]);
-        pass.dispatch_workgroups(x, y, 1);
+        pass.dispatch_workgroups(x, y, z);
     }
+}
+
+/// How many of a batch's rows there are, and want what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counts {
+    pub rows: u32,
+    pub logits: u32,
+    pub hidden: u32,
 }
 
 /// All dispatches of a step.
@@ -168,9 +181,10 @@ impl Plan {
         device: &Device,
         model: &Model,
         memory: &Memory,
+        adapters: &Adapters,
         layout: &Layout,
     ) -> Result<Plan, DeviceError> {
-        let mut builder = Builder { device, model, memory, kernels: HashMap::new() };
+        let builder = Builder { device, model, memory, adapters };
         let mut rows = builder.embed()?;
         for layer in 0..model.layers.len() {
             builder.layer(layer, &mut rows)?;
@@ -190,23 +204,20 @@ impl Plan {
     }
 
     pub fn num_dispatches(&self) -> usize {
-        self.rows.len() + 1 + self.logits.len()
+        let rows = self.rows.iter().filter(|op| !op.is_for_adapters).count();
+        rows + 1 + self.logits.len()
     }
 
-    pub fn encode(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        num_rows: u32,
-        num_logits: u32,
-        num_hidden: u32,
-    ) {
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, counts: Counts, with_adapters: bool) {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        self.rows.iter().for_each(|op| op.encode(&mut pass, num_rows));
-        if num_logits + num_hidden > 0 {
-            self.outputs.encode(&mut pass, num_logits + num_hidden);
+        for op in self.rows.iter().filter(|op| with_adapters || !op.is_for_adapters) {
+            op.encode(&mut pass, counts.rows);
         }
-        if num_logits > 0 {
-            self.logits.iter().for_each(|op| op.encode(&mut pass, num_logits));
+        if counts.logits + counts.hidden > 0 {
+            self.outputs.encode(&mut pass, counts.logits + counts.hidden);
+        }
+        if counts.logits > 0 {
+            self.logits.iter().for_each(|op| op.encode(&mut pass, counts.logits));
         }
     }
 }
@@ -223,19 +234,12 @@ struct Builder<'a> {
     device: &'a Device,
     model: &'a Model,
     memory: &'a Memory,
-    /// Compiled variants by name.
-    kernels: HashMap<String, Arc<Kernel>>,
+    adapters: &'a Adapters,
 }
 
 impl Builder<'_> {
-    fn kernel(&mut self, name: &str, values: &[(&str, &str)]) -> Result<Arc<Kernel>, DeviceError> {
-        let text = Text::new(name, values);
-        if let Some(kernel) = self.kernels.get(text.name()) {
-            return Ok(Arc::clone(kernel));
-        }
-        let kernel = Arc::new(Kernel::new(self.device, &text)?);
-        self.kernels.insert(text.name().to_owned(), Arc::clone(&kernel));
-        Ok(kernel)
+    fn kernel(&self, name: &str, values: &[(&str, &str)]) -> Result<Arc<Kernel>, DeviceError> {
+        self.device.kernel(&Text::new(name, values))
     }
 
     fn subgroups(&self) -> &'static str {
@@ -267,10 +271,10 @@ impl Builder<'_> {
         }
         bindings.extend(buffers.iter().map(|(name, buffer)| (*name, buffer.whole())));
         let bound = kernels[0].bind(self.device, &bindings)?;
-        Ok(Op { kernels, bound, grid })
+        Ok(Op { kernels, bound, grid, is_for_adapters: false })
     }
 
-    fn embed(&mut self) -> Result<Vec<Op>, DeviceError> {
+    fn embed(&self) -> Result<Vec<Op>, DeviceError> {
         let (matrix, memory) = (&self.model.embedding, self.memory);
         let kernel = self.kernel("embed", &[("QUANT", matrix.format.axis)])?;
         let op = |shard: &crate::model::Shard| {
@@ -286,44 +290,68 @@ impl Builder<'_> {
         matrix.shards.iter().map(op).collect()
     }
 
-    fn layer(&mut self, idx: usize, ops: &mut Vec<Op>) -> Result<(), DeviceError> {
+    fn layer(&self, idx: usize, ops: &mut Vec<Op>) -> Result<(), DeviceError> {
         let (layer, memory, shape) = (&self.model.layers[idx], self.memory, &self.model.shape);
         let every_row = |x, out, out_stride| Product { x, out, out_stride, columns_at: Layout::ROWS };
         ops.push(self.rms_norm(&memory.x, &layer.attn_norm, &memory.normed, 0)?);
         let product = every_row(&memory.normed, &memory.qkv, shape.qkv_width());
         self.placed(&layer.qkv, &product, ops)?;
+        self.adapt(idx, Place::Qkv, &product, ops)?;
         ops.push(self.rope_store(idx)?);
         ops.push(self.attention(idx)?);
         let product = every_row(&memory.attended, &memory.x, shape.hidden);
         ops.extend(self.matmul(&layer.attn_out, &product, None, 0, ADD_TO_OUT)?);
+        self.adapt(idx, Place::AttentionOut, &product, ops)?;
         ops.push(self.rms_norm(&memory.x, &layer.ffn_norm, &memory.normed, 0)?);
         let product = every_row(&memory.normed, &memory.gate_up, 2 * shape.ffn);
         self.placed(&layer.gate_up, &product, ops)?;
+        self.adapt(idx, Place::GateUp, &product, ops)?;
         ops.push(self.swiglu()?);
         let product = every_row(&memory.gated, &memory.x, shape.hidden);
         ops.extend(self.matmul(&layer.down, &product, None, 0, ADD_TO_OUT)?);
+        self.adapt(idx, Place::Down, &product, ops)
+    }
+
+    /// What rows' adapters add to a product: B of A of its input.
+    fn adapt(
+        &self,
+        idx: usize,
+        place: Place,
+        product: &Product<'_>,
+        ops: &mut Vec<Op>,
+    ) -> Result<(), DeviceError> {
+        let adapters = self.adapters;
+        let Some(pool) = adapters.pools.get(idx) else { return Ok(()) };
+        let shape = adapters.shape(place, &self.model.shape);
+        let params = self.params(&shape.words())?;
+        let common = [
+            ("shape", params.whole()),
+            ("slots", adapters.table.whole()),
+            ("row_slots", adapters.row_slots.whole()),
+            ("pool", pool.whole()),
+            ("shrunk", adapters.shrunk.whole()),
+        ];
+        let shrink = Grid::Modules(Adapters::RANK_GROUPS, shape.num_modules() as u32);
+        let expand = Grid::Each(product.out_stride.div_ceil(64));
+        let parts =
+            [("lora_shrink", ("x", product.x), shrink), ("lora_expand", ("out", product.out), expand)];
+        for (name, (end, buffer), grid) in parts {
+            let kernel = self.kernel(name, &[])?;
+            let bindings: Vec<_> = common.iter().cloned().chain([(end, buffer.whole())]).collect();
+            let bound = kernel.bind(self.device, &bindings)?;
+            ops.push(Op { kernels: vec![kernel], bound, grid, is_for_adapters: true });
+        }
         Ok(())
     }
 
-    fn rms_norm(
-        &mut self,
-        x: &Buffer,
-        weight: &Buffer,
-        out: &Buffer,
-        rows_at: u32,
-    ) -> Result<Op, DeviceError> {
+    fn rms_norm(&self, x: &Buffer, weight: &Buffer, out: &Buffer, rows_at: u32) -> Result<Op, DeviceError> {
         let kernel = self.kernel("rms_norm", &[("SUBGROUPS", self.subgroups())])?;
         let shape = &self.model.shape;
         let params = [shape.hidden / 4, rows_at, shape.epsilon.to_bits()];
         self.op(vec![kernel], &params, &[("x", x), ("weight", weight), ("out", out)], Grid::Rows(1))
     }
 
-    fn placed(
-        &mut self,
-        placed: &[Placed],
-        product: &Product<'_>,
-        ops: &mut Vec<Op>,
-    ) -> Result<(), DeviceError> {
+    fn placed(&self, placed: &[Placed], product: &Product<'_>, ops: &mut Vec<Op>) -> Result<(), DeviceError> {
         for part in placed {
             let flags = if part.bias.is_some() { ADD_BIAS } else { 0 };
             ops.extend(self.matmul(&part.matrix, product, part.bias.as_ref(), part.out_base, flags)?);
@@ -332,7 +360,7 @@ impl Builder<'_> {
     }
 
     fn matmul(
-        &mut self,
+        &self,
         matrix: &Matrix,
         product: &Product<'_>,
         bias: Option<&Buffer>,
@@ -374,7 +402,7 @@ impl Builder<'_> {
         matrix.shards.iter().map(op).collect()
     }
 
-    fn rope_store(&mut self, idx: usize) -> Result<Op, DeviceError> {
+    fn rope_store(&self, idx: usize) -> Result<Op, DeviceError> {
         let (layer, memory, shape) = (&self.model.layers[idx], self.memory, &self.model.shape);
         let norm = if layer.head_norms.is_some() { "1" } else { "0" };
         let axes = [("DIM", &*shape.head_dim.to_string()), ("NORM", norm), ("SUBGROUPS", self.subgroups())];
@@ -391,7 +419,7 @@ impl Builder<'_> {
         self.op(vec![kernel], &params, &buffers, Grid::Rows(shape.heads + 2 * shape.kv_heads))
     }
 
-    fn attention(&mut self, idx: usize) -> Result<Op, DeviceError> {
+    fn attention(&self, idx: usize) -> Result<Op, DeviceError> {
         let (memory, shape) = (self.memory, &self.model.shape);
         let axes = [("DIM", &*shape.head_dim.to_string()), ("GROUP", &*shape.group().to_string())];
         let kernel = self.kernel("attention", &axes)?;
@@ -401,7 +429,7 @@ impl Builder<'_> {
         self.op(vec![kernel], &params, &buffers, Grid::Rows(shape.kv_heads))
     }
 
-    fn swiglu(&mut self) -> Result<Op, DeviceError> {
+    fn swiglu(&self) -> Result<Op, DeviceError> {
         let kernel = self.kernel("swiglu", &[])?;
         let width = self.model.shape.ffn / 4;
         let buffers = [("gate_up", &self.memory.gate_up), ("out", &self.memory.gated)];
