@@ -137,7 +137,8 @@ impl Buffer {
         });
         device.wait()?;
         let failed = |why: String| DeviceError::Failed { why };
-        let mapped = receiver.try_recv().map_err(|_| failed("a buffer was never mapped".to_owned()))?;
+        // Another thread that waits for the same device may be the one that is told; it tells us.
+        let mapped = receiver.recv().map_err(|_| failed("a buffer was never mapped".to_owned()))?;
         mapped.map_err(|error| failed(error.to_string()))?;
         {
             let view = self.wgpu.get_mapped_range(0..bytes).map_err(|error| failed(error.to_string()))?;
