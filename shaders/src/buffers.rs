@@ -115,17 +115,22 @@ impl Buffer {
         encoder.copy_buffer_to_buffer(&self.wgpu, 0, &staging.wgpu, 0, bytes);
         device.queue.submit([encoder.finish()]);
         let mut out = vec![0; bytes as usize];
-        staging.read_mapped(device, &mut out)?;
+        staging.read_mapped(device, [out.as_mut_slice()])?;
         Ok(out)
     }
 
-    /// Waits for what was submitted and copies the first bytes of a [`Use::Readback`] buffer.
+    /// Waits for what was submitted and copies a [`Use::Readback`] buffer from its beginning into `parts`,
+    /// one after the other.
     ///
     /// # Errors
     /// [`DeviceError`] when the device failed meanwhile.
-    pub fn read_mapped(&self, device: &Device, out: &mut [u8]) -> Result<(), DeviceError> {
+    pub fn read_mapped<const N: usize>(
+        &self,
+        device: &Device,
+        parts: [&mut [u8]; N],
+    ) -> Result<(), DeviceError> {
         let (sender, receiver) = mpsc::sync_channel(1);
-        let bytes = out.len() as u64;
+        let bytes = parts.iter().map(|part| part.len() as u64).sum();
         self.wgpu.map_async(wgpu::MapMode::Read, 0..bytes, move |mapped| {
             // The receiver waits below; it can only be gone when that failed already.
             let _ = sender.send(mapped);
@@ -136,7 +141,11 @@ impl Buffer {
         mapped.map_err(|error| failed(error.to_string()))?;
         {
             let view = self.wgpu.get_mapped_range(0..bytes).map_err(|error| failed(error.to_string()))?;
-            out.copy_from_slice(&view);
+            let mut start = 0;
+            for part in parts {
+                part.copy_from_slice(&view[start..start + part.len()]);
+                start += part.len();
+            }
         }
         self.wgpu.unmap();
         Ok(())

@@ -9,10 +9,11 @@ mod health;
 mod unchecked;
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::DeviceError;
-use crate::kernels::Text;
+use crate::kernels::{Kernel, Text};
 use health::Health;
 
 /// Which system interface reaches the adapter.
@@ -82,6 +83,8 @@ pub struct Device {
     pub(crate) queue: wgpu::Queue,
     profile: Arc<Profile>,
     health: Arc<Health>,
+    /// Variants that were compiled, by name: each costs up to a second on some drivers.
+    compiled: Arc<Mutex<HashMap<String, Arc<Kernel>>>>,
 }
 
 impl std::fmt::Debug for Device {
@@ -138,7 +141,7 @@ impl Device {
         };
         let (wgpu, queue) = adapter.request_device(&descriptor).await.map_err(refused)?;
         let health = Health::watch(&wgpu);
-        Ok(Device { wgpu, queue, profile: Arc::new(profile), health })
+        Ok(Device { wgpu, queue, profile: Arc::new(profile), health, compiled: Arc::default() })
     }
 
     /// What this device is and can do.
@@ -164,6 +167,20 @@ impl Device {
         let polled = self.wgpu.poll(wgpu::PollType::wait_indefinitely());
         self.check()?;
         polled.map(|_| ()).map_err(|error| DeviceError::Failed { why: error.to_string() })
+    }
+
+    /// A compiled variant, shared by all who ask for it. Blocks the first time.
+    ///
+    /// # Errors
+    /// As [`Kernel::new`].
+    pub fn kernel(&self, text: &Text) -> Result<Arc<Kernel>, DeviceError> {
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = compiled.get(text.name()) {
+            return Ok(Arc::clone(kernel));
+        }
+        let kernel = Arc::new(Kernel::new(self, text)?);
+        compiled.insert(text.name().to_owned(), Arc::clone(&kernel));
+        Ok(kernel)
     }
 
     /// Builds a kernel's module, with checks where the device was opened with them.

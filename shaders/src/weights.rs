@@ -4,4 +4,4 @@ pub mod format;
 mod repack;
 
 pub use format::{Format, Planes};
-pub use repack::repack;
+pub use repack::{repack, widen_q5_0};

@@ -50,12 +50,20 @@ impl Matrix {
             1,
             stride as u32,
             2,
+            4,
             flags,
         ];
         let contents = [
             ("params", Content::of(&params)),
             ("step_info", Content::of(&[u32::MAX, u32::MAX, num_columns as u32])),
-            ("bias", if bias.is_empty() { Content::poisoned(1) } else { Content::of(bias) }),
+            (
+                "bias",
+                if bias.is_empty() {
+                    Content::poisoned(1)
+                } else {
+                    Content::of(&[&[f32::NAN; 4], bias].concat())
+                },
+            ),
             ("x", Content::of(x)),
             (
                 "out",

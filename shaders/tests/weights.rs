@@ -3,9 +3,10 @@
 mod common;
 
 use quern_adapters::{Codec, Plain};
+use quern_gguf::TensorType;
 use quern_shaders::twins::Group;
 use quern_shaders::weights::format::GROUP;
-use quern_shaders::weights::{Format, Planes, repack};
+use quern_shaders::weights::{Format, Planes, repack, widen_q5_0};
 
 #[test]
 fn every_type_keeps_its_values() {
@@ -39,4 +40,13 @@ fn planes_take_about_the_room_of_the_file() {
         assert_eq!(words, words_expected);
         assert!(words * 4 >= rows.len() && words * 4 <= rows.len() * 103 / 100, "{}", format.kind);
     }
+}
+
+#[test]
+fn widening_changes_no_value() {
+    let rows = common::rows(TensorType::Q5_0, 6, 3, 64);
+    let (mut narrow, mut wide) = (vec![0.0; 3 * 64], vec![0.0; 3 * 64]);
+    Plain.decode(TensorType::Q5_0, &rows, &mut narrow).unwrap();
+    Plain.decode(TensorType::Q8_0, &widen_q5_0(&rows), &mut wide).unwrap();
+    assert_eq!(wide, narrow);
 }

@@ -34,6 +34,8 @@ struct Params {
     out_base: u32,
     out_stride: u32,
     columns_at: u32,
+    // Where W's first row stands in `bias`.
+    first_row: u32,
     // 1: add `bias`, 2: add what `out` holds.
     flags: u32,
 }
@@ -63,7 +65,7 @@ fn write(row: u32, column: u32, num_columns: u32, sum: f32) {
     let at = column * params.out_stride + params.out_base + row;
     var value = sum;
     if (params.flags & 1u) != 0u {
-        value += bias[row];
+        value += bias[params.first_row + row];
     }
     if (params.flags & 2u) != 0u {
         value += out[at];
