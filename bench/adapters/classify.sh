@@ -29,7 +29,7 @@ export PEER_PORT=$((port + 2)) PEER_THREADS=$threads PEER_SLOTS=${PEER_SLOTS:-8}
 
 for format in "${formats[@]}"; do
     [ "$format" != adapter ] || continue
-    [ -f "$work/merged.gguf" ] || "$quern" adapter merge "$base" "$adapter" "$work/merged.gguf"
+    [ -f "$work/merged.gguf" ] || "$quern" adapter merge "$base" "$adapter" --out "$work/merged.gguf"
     "$quern" quantize "$work/merged.gguf" "$work/intents.$format.gguf" "$format"
 done
 sed 's/^texts = .*/texts = 32/' "$root/bench/workloads/classify.toml" >"$work/texts-32.toml"

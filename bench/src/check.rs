@@ -1,10 +1,78 @@
 //! Judges answers: a benchmark whose answers are wrong has measured nothing.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use crate::client::Reply;
+use regex::Regex;
+use serde::Deserialize;
+use serde_json::Value;
+
 use crate::prompts::Prompt;
-use crate::workload::{Check, Strictness};
+use crate::reply::Reply;
+
+/// What to do with an answer that is unlike the expected one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strictness {
+    /// Count it and say so.
+    Report,
+    /// Count it as wrong: the run fails.
+    Require,
+}
+
+/// What makes an answer a good one: the table `[check]`. All that are given must hold.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Check {
+    /// Something other than white space was said.
+    #[serde(default)]
+    pub non_empty: bool,
+    /// At least so many tokens.
+    pub min_tokens: Option<u64>,
+    /// The answer, trimmed and in lower case, is one of these.
+    pub one_of: Option<Vec<String>>,
+    /// The answer holds a match of this regular expression.
+    pub regex: Option<Pattern>,
+    /// The answer is a JSON text.
+    #[serde(default)]
+    pub json: bool,
+    /// The answer is a JSON text that keeps this JSON schema.
+    pub json_schema: Option<Schema>,
+    /// The answer contains the prompt's expected answer.
+    pub expected: Option<Strictness>,
+    /// All servers gave the same answer to the same prompt.
+    pub equal_across_servers: Option<Strictness>,
+    /// Share of requests that may fail, for workloads that overload a server on purpose.
+    #[serde(default)]
+    pub max_error_share: f64,
+}
+
+/// A regular expression, read and checked with the workload.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Pattern(Regex);
+
+impl TryFrom<String> for Pattern {
+    type Error = regex::Error;
+
+    fn try_from(text: String) -> Result<Self, regex::Error> {
+        Regex::new(&text).map(Self)
+    }
+}
+
+/// A JSON schema, read and checked with the workload. It names no other document.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "Value")]
+pub struct Schema(Arc<jsonschema::Validator>);
+
+impl TryFrom<Value> for Schema {
+    type Error = String;
+
+    fn try_from(schema: Value) -> Result<Self, String> {
+        let validator = jsonschema::validator_for(&schema);
+        validator.map(|validator| Self(Arc::new(validator))).map_err(|error| error.to_string())
+    }
+}
 
 /// What a finished answer is worth.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,14 +97,26 @@ pub fn judge(check: &Check, prompt: &Prompt, reply: &Reply) -> Verdict {
         Some("too few tokens".to_owned())
     } else if check.one_of.as_ref().is_some_and(|all| !all.iter().any(|one| one.to_lowercase() == said)) {
         Some("not one of the answers allowed".to_owned())
-    } else if check.json && serde_json::from_str::<serde_json::Value>(&reply.text).is_err() {
-        Some("not JSON".to_owned())
+    } else if check.regex.as_ref().is_some_and(|pattern| !pattern.0.is_match(&reply.text)) {
+        Some("no match of the regular expression".to_owned())
+    } else if let Some(reason) = wrong_json(check, &reply.text) {
+        Some(reason.to_owned())
     } else if is_unlike && check.expected == Some(Strictness::Require) {
         Some("unlike the expected answer".to_owned())
     } else {
         None
     };
     Verdict { wrong, as_expected }
+}
+
+/// Why an answer is not the JSON that it must be.
+fn wrong_json(check: &Check, text: &str) -> Option<&'static str> {
+    if !check.json && check.json_schema.is_none() {
+        return None;
+    }
+    let Ok(value) = serde_json::from_str::<Value>(text) else { return Some("not JSON") };
+    let is_kept = check.json_schema.as_ref().is_none_or(|schema| schema.0.is_valid(&value));
+    (!is_kept).then_some("JSON that does not keep the schema")
 }
 
 /// A single line is to be contained, several must be equal, line by line.
@@ -89,18 +169,25 @@ mod tests {
         let check: Check = toml::from_str(check).unwrap();
         let now = Instant::now();
         let prompt = Prompt { system: None, user: "q".to_owned(), expected: expected.map(str::to_owned) };
-        let reply = Reply {
-            intended: now,
-            sent: now,
-            deltas: vec![now],
-            ended: now,
-            text: text.to_owned(),
-            prompt_tokens: None,
-            completion_tokens: Some(3),
-            finish_reason: None,
-            failure: None,
-        };
+        let mut reply = Reply::new(now);
+        (reply.deltas, reply.text, reply.completion_tokens) = (vec![now], text.to_owned(), Some(3));
         judge(&check, &prompt, &reply)
+    }
+
+    const SCHEMA: &str = r#"
+        [json_schema]
+        type = "object"
+        required = ["label", "score"]
+        properties.label.enum = ["routing", "balance"]
+        properties.score = { type = "number", minimum = 0 }"#;
+
+    #[test]
+    fn checks_that_cannot_be_used_are_told_with_their_line() {
+        let error_of = |text: &str| toml::from_str::<Check>(text).unwrap_err().to_string();
+        let regex = error_of("non_empty = true\nregex = \"a(b\"");
+        assert!(regex.contains("line 2") && regex.contains("unclosed group"), "{regex}");
+        let schema = error_of("[json_schema]\ntype = \"text\"");
+        assert!(schema.contains("json_schema") && schema.contains("text"), "{schema}");
     }
 
     #[test]
@@ -109,6 +196,11 @@ mod tests {
             ("non_empty = true", "x", " \n"),
             ("one_of = [\"Pay_Bill\", \"routing\"]", " pay_bill\n", "pay the bill"),
             ("json = true", "{\"a\": [1]}", "{\"a\": [1}"),
+            ("regex = '^\\s*[a-z_]+\\s*$'", " pay_bill\n", "pay the bill"),
+            ("regex = '(?i)answer: \\d+'", "The ANSWER: 42.", "answer: none"),
+            (SCHEMA, "{\"label\": \"routing\", \"score\": 1}", "{\"label\": \"weather\", \"score\": 1}"),
+            (SCHEMA, "{\"label\": \"balance\", \"score\": 0.5}", "{\"label\": \"balance\"}"),
+            (SCHEMA, "{\"label\": \"balance\", \"score\": 0}", "balance"),
         ];
         for (check, good, wrong) in cases {
             assert_eq!(verdict(check, good, None).wrong, None, "{check}");

@@ -4,18 +4,18 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use http_body_util::BodyExt as _;
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
+use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
-use crate::prompts::Prompt;
+use crate::answer::{Completion, Labels};
+use crate::http::{Address, HttpError, header, is_broken, send};
+use crate::reply::{Failure, Reply};
+use crate::request::{AnswerShape, Question};
 use crate::sse::SseParser;
-use crate::workload::{Api, Workload};
-
-/// Time to open a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time for a response to end after its stream said that it was done.
 const MAX_TIME_AFTER_DONE: Duration = Duration::from_millis(200);
@@ -37,126 +37,17 @@ pub struct Server {
     pub prepare: Option<String>,
 }
 
-/// Why a request failed. These are the kinds that a run counts.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Failure {
-    /// No connection.
-    Connect,
-    /// A status other than 200.
-    Status(u16),
-    /// The connection closed before the stream said that it was done.
-    ClosedMidStream,
-    /// No byte for the workload's stall timeout.
-    Stall,
-    /// The whole request took longer than the workload allows.
-    TooLong,
-    /// What came is no event stream of completion chunks.
-    BrokenSse,
-    /// The server reported an error inside the stream.
-    StreamError,
-    /// An answer ended where it had to go on for the measurement to mean anything.
-    EndedEarly,
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Connect => f.write_str("connect"),
-            Self::Status(code) => write!(f, "status {code}"),
-            Self::ClosedMidStream => f.write_str("closed mid-stream"),
-            Self::Stall => f.write_str("stall"),
-            Self::TooLong => f.write_str("too long"),
-            Self::BrokenSse => f.write_str("broken SSE"),
-            Self::StreamError => f.write_str("error in stream"),
-            Self::EndedEarly => f.write_str("ended early"),
-        }
-    }
-}
-
-/// What one request gave. Instants are the client's.
-#[derive(Debug, Clone)]
-pub struct Reply {
-    /// When the request was to be sent; latency counts from here.
-    pub intended: Instant,
-    /// When it was sent.
-    pub sent: Instant,
-    /// When each delta with content arrived.
-    pub deltas: Vec<Instant>,
-    /// When the stream ended, well or not.
-    pub ended: Instant,
-    /// The answer's text.
-    pub text: String,
-    /// Tokens of the prompt, as the server counts.
-    pub prompt_tokens: Option<u64>,
-    /// Tokens of the answer, as the server counts.
-    pub completion_tokens: Option<u64>,
-    /// Why the server stopped.
-    pub finish_reason: Option<String>,
-    /// How it failed, with the message for people.
-    pub failure: Option<(Failure, String)>,
-}
-
-impl Reply {
-    fn new(intended: Instant) -> Self {
-        let now = Instant::now();
-        Self {
-            intended,
-            sent: now,
-            deltas: Vec::new(),
-            ended: now,
-            text: String::new(),
-            prompt_tokens: None,
-            completion_tokens: None,
-            finish_reason: None,
-            failure: None,
-        }
-    }
-
-    /// Tokens of the answer: the server's count if it gives one, deltas otherwise.
-    pub fn num_tokens(&self) -> u64 {
-        self.completion_tokens.unwrap_or(self.deltas.len() as u64)
-    }
-
-    /// From the intended time to the first content.
-    pub fn time_to_first_token(&self) -> Option<Duration> {
-        self.deltas.first().map(|first| first.duration_since(self.intended))
-    }
-
-    /// Times between one delta and the next.
-    pub fn gaps(&self) -> impl Iterator<Item = Duration> {
-        self.deltas.windows(2).map(|pair| pair[1].duration_since(pair[0]))
-    }
-
-    /// Mean time a token after the first.
-    pub fn time_per_token(&self) -> Option<Duration> {
-        let (first, last) = (self.deltas.first()?, self.deltas.last()?);
-        let after_first = u32::try_from(self.num_tokens().checked_sub(1)?).ok()?;
-        (after_first > 0).then(|| last.duration_since(*first) / after_first)
-    }
-}
-
 /// Sends requests to servers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Client {
-    http: reqwest::Client,
     stall_timeout: Duration,
     request_timeout: Duration,
 }
 
 impl Client {
-    /// A client with its own pool of connections.
-    ///
-    /// # Errors
-    /// When the system gives no resources for one.
-    pub fn new(stall_timeout: Duration, request_timeout: Duration) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .connect_timeout(CONNECT_TIMEOUT)
-            // A connection for each request: some servers close idle ones just as they are used again.
-            .pool_max_idle_per_host(0)
-            .build()?;
-        Ok(Self { http, stall_timeout, request_timeout })
+    /// A client that takes a silence of `stall_timeout` for a stall, and ends every request at `request_timeout`.
+    pub fn new(stall_timeout: Duration, request_timeout: Duration) -> Self {
+        Self { stall_timeout, request_timeout }
     }
 
     /// Asks for the first model that the server lists.
@@ -164,13 +55,16 @@ impl Client {
     /// # Errors
     /// Says why the server is of no use.
     pub async fn first_model(&self, url: &str, api_key: Option<&str>) -> Result<String, String> {
-        let mut request = self.http.get(format!("{url}/v1/models")).timeout(self.stall_timeout);
-        if let Some(key) = api_key {
-            request = request.bearer_auth(key);
-        }
-        let response = request.send().await.map_err(|error| format!("{url}: {}", with_causes(&error)))?;
-        let status = response.status();
-        let bytes = response.bytes().await.map_err(|error| format!("{url}: {}", with_causes(&error)))?;
+        let key = api_key.map(bearer).transpose()?;
+        let exchange = async {
+            let response = send(url, "/v1/models", key, None).await.map_err(|error| with_causes(&error))?;
+            let status = response.status();
+            let body = response.into_body().collect().await.map_err(|error| with_causes(&error))?;
+            Ok::<_, String>((status, body.to_bytes()))
+        };
+        let answer = timeout(self.stall_timeout, exchange).await;
+        let answer = answer.unwrap_or_else(|_| Err(format!("no answer for {:?}", self.stall_timeout)));
+        let (status, bytes) = answer.map_err(|error| format!("{url}: {error}"))?;
         if !status.is_success() {
             return Err(format!("{url}/v1/models: {status}: {}", beginning(&bytes)));
         }
@@ -182,23 +76,22 @@ impl Client {
 
     /// Whether an address answers 200 at this moment.
     pub async fn is_ok(&self, url: &str) -> bool {
-        let response = timeout(self.stall_timeout, self.http.get(url).send()).await;
-        matches!(response, Ok(Ok(response)) if response.status() == reqwest::StatusCode::OK)
+        let response = timeout(self.stall_timeout, send(url, "", None, None)).await;
+        matches!(response, Ok(Ok(response)) if response.status() == StatusCode::OK)
     }
 
-    /// Sends one request and reads its stream to the end. Dropping the future hangs up.
+    /// Sends one request and reads its answer to the end. Dropping the future hangs up.
     ///
     /// `on_delta` is told of each delta with content as it arrives.
     pub async fn ask(
         &self,
         server: &Server,
-        path: &str,
-        body: Bytes,
+        question: &Question,
         intended: Instant,
         mut on_delta: impl FnMut(Instant),
     ) -> Reply {
         let mut reply = Reply::new(intended);
-        let exchange = self.exchange(server, path, body, &mut reply, &mut on_delta);
+        let exchange = self.exchange(server, question, &mut reply, &mut on_delta);
         let failure = match timeout(self.request_timeout, exchange).await {
             Ok(Ok(())) => None,
             Ok(Err(failure)) => Some(failure),
@@ -214,89 +107,136 @@ impl Client {
     async fn exchange(
         &self,
         server: &Server,
-        path: &str,
-        body: Bytes,
+        question: &Question,
         reply: &mut Reply,
         on_delta: &mut impl FnMut(Instant),
     ) -> Result<(), (Failure, String)> {
-        let mut request = self
-            .http
-            .post(format!("{}{path}", server.url))
-            .header("content-type", "application/json")
-            .header("accept", "text/event-stream")
-            .body(body);
-        if let Some(key) = &server.api_key {
-            request = request.bearer_auth(key);
-        }
+        let accept = match question.shape {
+            AnswerShape::Stream => HeaderValue::from_static("text/event-stream"),
+            AnswerShape::Whole | AnswerShape::Labels => HeaderValue::from_static("application/json"),
+        };
+        let mut headers =
+            vec![(CONTENT_TYPE, HeaderValue::from_static("application/json")), (ACCEPT, accept)];
+        let unsendable = |reason| (Failure::Unsendable, reason);
+        headers.extend(server.api_key.as_deref().map(bearer).transpose().map_err(unsendable)?);
         for (name, value) in &server.headers {
-            request = request.header(name, value);
+            headers.push(header(name, value).map_err(unsendable)?);
         }
         reply.sent = Instant::now();
-        let response = match timeout(self.stall_timeout, request.send()).await {
+        let sending = send(&server.url, question.path, headers, Some(question.body.clone()));
+        let response = match timeout(self.stall_timeout, sending).await {
             Err(_) => return Err((Failure::Stall, format!("no response for {:?}", self.stall_timeout))),
-            Ok(Err(error)) if error.is_connect() => return Err((Failure::Connect, with_causes(&error))),
-            Ok(Err(error)) => return Err((Failure::ClosedMidStream, with_causes(&error))),
+            Ok(Err(error)) => return Err((kind_of(&error), with_causes(&error))),
             Ok(Ok(response)) => response,
         };
-        let status = response.status();
-        if status != reqwest::StatusCode::OK {
-            let text = timeout(self.stall_timeout, response.bytes()).await;
-            let text = text.ok().and_then(Result::ok).unwrap_or_default();
-            return Err((Failure::Status(status.as_u16()), beginning(&text)));
+        let (head, mut body) = response.into_parts();
+        if head.status != StatusCode::OK {
+            let text = timeout(self.stall_timeout, body.collect()).await;
+            let text = text.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
+            return Err((Failure::Status(head.status.as_u16()), beginning(&text)));
         }
-        let content_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
-        if content_type.is_some_and(|kind| kind.starts_with("application/json")) {
-            let bytes = match timeout(self.stall_timeout, response.bytes()).await {
-                Err(_) => return Err((Failure::Stall, format!("no body for {:?}", self.stall_timeout))),
-                Ok(Err(error)) => return Err((Failure::ClosedMidStream, with_causes(&error))),
-                Ok(Ok(bytes)) => bytes,
-            };
-            reply.ended = Instant::now();
-            return apply_labels(&bytes, reply);
+        if question.shape == AnswerShape::Stream {
+            return read_stream(&mut body, self.stall_timeout, reply, on_delta).await;
         }
-        read_stream(response.bytes_stream(), self.stall_timeout, reply, on_delta).await
+        let bytes = match timeout(self.stall_timeout, body.collect()).await {
+            Err(_) => return Err((Failure::Stall, format!("no body for {:?}", self.stall_timeout))),
+            Ok(Err(error)) => return Err((end_of(&error), with_causes(&error))),
+            Ok(Ok(body)) => body.to_bytes(),
+        };
+        reply.ended = Instant::now();
+        match question.shape {
+            AnswerShape::Labels => apply_labels(&bytes, reply),
+            AnswerShape::Whole | AnswerShape::Stream => apply_whole(&bytes, reply),
+        }
     }
+}
+
+/// Whether a server's base address can be used.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check_url(url: &str) -> Result<(), HttpError> {
+    Address::parse(url).map(drop)
+}
+
+/// The header that carries a key.
+fn bearer(key: &str) -> Result<(HeaderName, HeaderValue), String> {
+    header("authorization", &format!("Bearer {key}"))
+}
+
+fn kind_of(error: &HttpError) -> Failure {
+    match error {
+        HttpError::Unsendable { .. } => Failure::Unsendable,
+        HttpError::Connect { .. } => Failure::Connect,
+        HttpError::Exchange(error) => end_of(error),
+    }
+}
+
+/// What a connection's end was.
+fn end_of(error: &hyper::Error) -> Failure {
+    if is_broken(error) { Failure::BrokenHttp } else { Failure::ClosedMidStream }
+}
+
+fn broken_json(error: &serde_json::Error, bytes: &[u8]) -> (Failure, String) {
+    (Failure::BrokenJson, format!("{error}: {}", beginning(bytes)))
 }
 
 /// Takes the answer to a classification into the reply: its labels, one a line, empty where there is none.
 fn apply_labels(bytes: &[u8], reply: &mut Reply) -> Result<(), (Failure, String)> {
-    let broken = |reason: String| (Failure::BrokenSse, reason);
-    let answer: Value =
-        serde_json::from_slice(bytes).map_err(|error| broken(format!("{error}: {}", beginning(bytes))))?;
-    let no_labels = || broken(format!("no list of labels: {}", beginning(bytes)));
-    let objects = answer.get("data").and_then(Value::as_array).ok_or_else(no_labels)?;
-    let label = |object: &Value| object.get("label").and_then(Value::as_str).unwrap_or_default().to_owned();
-    reply.text = objects.iter().map(label).collect::<Vec<_>>().join("\n");
+    let answer: Labels = serde_json::from_slice(bytes).map_err(|error| broken_json(&error, bytes))?;
+    refuse_error(answer.error)?;
+    let Some(objects) = answer.data else {
+        return Err((Failure::BrokenJson, format!("no list of labels: {}", beginning(bytes))));
+    };
+    let labels: Vec<String> = objects.into_iter().map(|object| object.label.unwrap_or_default()).collect();
+    reply.text = labels.join("\n");
     reply.deltas.push(reply.ended);
-    reply.prompt_tokens = answer.pointer("/usage/prompt_tokens").and_then(Value::as_u64);
+    reply.prompt_tokens = answer.usage.and_then(|usage| usage.prompt_tokens);
     reply.completion_tokens = Some(0);
     Ok(())
 }
 
-async fn read_stream<E: std::error::Error>(
-    stream: impl Stream<Item = Result<Bytes, E>>,
+/// Takes a completion that came whole into the reply. It has no deltas: when its first token was there, nobody told.
+fn apply_whole(bytes: &[u8], reply: &mut Reply) -> Result<(), (Failure, String)> {
+    let answer: Completion = serde_json::from_slice(bytes).map_err(|error| broken_json(&error, bytes))?;
+    refuse_error(answer.error)?;
+    reply.take_usage(answer.usage);
+    let Some(choice) = answer.choices.unwrap_or_default().into_iter().next() else {
+        return Err((Failure::BrokenJson, format!("no choice: {}", beginning(bytes))));
+    };
+    reply.take_choice(choice);
+    Ok(())
+}
+
+fn refuse_error(error: Option<Value>) -> Result<(), (Failure, String)> {
+    error.map_or(Ok(()), |error| Err((Failure::StreamError, beginning(error.to_string().as_bytes()))))
+}
+
+async fn read_stream(
+    body: &mut Incoming,
     stall_timeout: Duration,
     reply: &mut Reply,
     on_delta: &mut impl FnMut(Instant),
 ) -> Result<(), (Failure, String)> {
-    let mut stream = std::pin::pin!(stream);
     let mut parser = SseParser::new();
     let mut events = Vec::new();
     loop {
-        let chunk = match timeout(stall_timeout, stream.next()).await {
+        let frame = match timeout(stall_timeout, body.frame()).await {
             Err(_) => return Err((Failure::Stall, format!("no byte for {stall_timeout:?}"))),
             Ok(None) => return Err((Failure::ClosedMidStream, "the stream ended without [DONE]".to_owned())),
-            Ok(Some(Err(error))) => return Err((Failure::ClosedMidStream, with_causes(&error))),
-            Ok(Some(Ok(chunk))) => chunk,
+            Ok(Some(Err(error))) => return Err((end_of(&error), with_causes(&error))),
+            Ok(Some(Ok(frame))) => frame,
         };
         let now = Instant::now();
+        // Trailers are no part of the answer.
+        let Ok(chunk) = frame.into_data() else { continue };
         parser.feed(&chunk, &mut events).map_err(|error| (Failure::BrokenSse, error.to_string()))?;
         for event in events.drain(..) {
             if event == "[DONE]" {
                 reply.ended = now;
                 // Read on to the response's own end: a connection that is dropped before it looks like a hang-up
                 // to the server. Whatever comes is no part of the answer.
-                let rest = async { while let Some(Ok(_)) = stream.next().await {} };
+                let rest = async { while let Some(Ok(_)) = body.frame().await {} };
                 let _ = timeout(stall_timeout.min(MAX_TIME_AFTER_DONE), rest).await;
                 return Ok(());
             }
@@ -309,71 +249,20 @@ async fn read_stream<E: std::error::Error>(
 
 /// Takes one chunk into the reply; true if it had content.
 fn apply_event(event: &str, now: Instant, reply: &mut Reply) -> Result<bool, (Failure, String)> {
-    let chunk: Value = serde_json::from_str(event)
+    let chunk: Completion = serde_json::from_str(event)
         .map_err(|error| (Failure::BrokenSse, format!("{error}: {}", beginning(event.as_bytes()))))?;
-    if let Some(error) = chunk.get("error").filter(|error| !error.is_null()) {
-        return Err((Failure::StreamError, beginning(error.to_string().as_bytes())));
-    }
-    if let Some(usage) = chunk.get("usage").filter(|usage| usage.is_object()) {
-        reply.prompt_tokens = usage.get("prompt_tokens").and_then(Value::as_u64);
-        reply.completion_tokens = usage.get("completion_tokens").and_then(Value::as_u64);
-    }
-    let Some(choice) = chunk.pointer("/choices/0") else { return Ok(false) };
-    if let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) {
-        reply.finish_reason = Some(reason.to_owned());
-    }
-    // Text of a chat, of a plain completion, of a model that thinks aloud; a tool call's arguments.
-    let places = ["/delta/content", "/text", "/delta/reasoning_content"];
-    let mut has_content = choice.pointer("/delta/tool_calls").is_some_and(Value::is_array);
-    for text in places.iter().filter_map(|place| choice.pointer(place)).filter_map(Value::as_str) {
-        reply.text.push_str(text);
-        has_content |= !text.is_empty();
-    }
+    refuse_error(chunk.error)?;
+    reply.take_usage(chunk.usage);
+    let choice = chunk.choices.unwrap_or_default().into_iter().next();
+    let has_content = choice.is_some_and(|choice| reply.take_choice(choice));
     if has_content {
         reply.deltas.push(now);
     }
     Ok(has_content)
 }
 
-/// The path of a workload's endpoint.
-pub fn path_of(api: Api) -> &'static str {
-    match api {
-        Api::Chat => "/v1/chat/completions",
-        Api::Completions => "/v1/completions",
-        Api::Classify => "/v1/classify",
-    }
-}
-
-/// The body of a request. Made before the clock starts.
-pub fn body_of(workload: &Workload, server: &Server, prompt: &Prompt, max_tokens: u32) -> Bytes {
-    let mut body = Map::new();
-    body.insert("model".to_owned(), json!(server.model));
-    match workload.api {
-        Api::Chat => {
-            let system = prompt.system.iter().map(|text| json!({"role": "system", "content": text}));
-            let user = json!({"role": "user", "content": prompt.user});
-            body.insert("messages".to_owned(), system.chain([user]).collect());
-        }
-        Api::Completions => {
-            let system = prompt.system.iter().map(|text| format!("{text}\n")).collect::<String>();
-            body.insert("prompt".to_owned(), json!(system + &prompt.user));
-        }
-        Api::Classify => {
-            body.insert("input".to_owned(), prompt.user.lines().collect());
-            body.extend(workload.body.clone());
-            return Bytes::from(Value::Object(body).to_string());
-        }
-    }
-    body.insert("max_tokens".to_owned(), json!(max_tokens));
-    body.insert("temperature".to_owned(), json!(workload.temperature));
-    body.insert("stream".to_owned(), json!(true));
-    body.insert("stream_options".to_owned(), json!({"include_usage": true}));
-    body.extend(workload.body.clone());
-    Bytes::from(Value::Object(body).to_string())
-}
-
-/// An error with its causes: reqwest's own message leaves out the reason.
-fn with_causes(error: &dyn std::error::Error) -> String {
+/// An error with its causes: hyper's own message leaves out the reason.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -16,6 +16,8 @@ use crate::client::{Client, Server};
 use crate::machine::{Machine, command_for_readers, now_utc};
 use crate::output::{RESULTS_FILE, TABLE_FILE};
 use crate::process::{Memory, POLL_PAUSE, Running};
+use crate::request::{AnswerShape, Question};
+use crate::results::FORMAT;
 use crate::stats::Spread;
 
 /// What to start, and how to see that it is up.
@@ -76,7 +78,7 @@ impl ColdStart {
     }
 
     async fn start_once(&self) -> anyhow::Result<Start> {
-        let client = Client::new(self.timeout, self.timeout)?;
+        let client = Client::new(self.timeout, self.timeout);
         ensure!(!client.is_ok(&self.ready_url).await, "{} answers before the start", self.ready_url);
         let (program, arguments) = self.command.split_first().context("no command")?;
         let started = Instant::now();
@@ -110,8 +112,9 @@ impl ColdStart {
         let (url, api_key) = (self.url.clone(), self.api_key.clone());
         let server = Server { name: self.name.clone(), url, model, api_key, ..Server::default() };
         let intended = tokio::time::Instant::now();
-        let reply =
-            client.ask(&server, "/v1/chat/completions", body.to_string().into(), intended, |_| {}).await;
+        let (path, shape) = ("/v1/chat/completions", AnswerShape::Stream);
+        let question = Question { path, body: body.to_string().into(), shape };
+        let reply = client.ask(&server, &question, intended, |_| {}).await;
         if let Some((kind, message)) = reply.failure {
             bail!("the first request failed: {kind}: {message}");
         }
@@ -162,7 +165,12 @@ impl ColdStart {
     pub fn write(&self, folder: &Path, starts: &[Start], machine: &Machine) -> anyhow::Result<()> {
         std::fs::create_dir_all(folder)?;
         std::fs::write(folder.join(TABLE_FILE), self.table(starts, machine))?;
-        let lines = starts.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
+        let version = env!("CARGO_PKG_VERSION");
+        let mut lines =
+            vec![json!({"type": "cold_start", "format": FORMAT, "bench_version": version}).to_string()];
+        for start in starts {
+            lines.push(serde_json::to_string(start)?);
+        }
         std::fs::write(folder.join(RESULTS_FILE), lines.join("\n") + "\n")?;
         Ok(())
     }

@@ -1,190 +1,205 @@
-//! `quern-bench kv-size`: what the key-value state of a model takes, from its file's metadata.
+//! How much memory keys and values take: by format and length, from a model file's metadata alone.
 //!
-//! One token takes, in each layer, a row of keys and a row of values for every key-value head. An engine rounds the
-//! number of tokens up, and may keep a little beside it; `experiment kv-cache` checks this against what a node says.
+//! A token's state is a key and a value for each key-value head of each layer. It knows the GGUF container and the
+//! few keys that say these numbers, and no engine; engines may round capacities up, as llama.cpp does.
 
-use std::path::{Path, PathBuf};
+use std::fmt::Write as _;
+use std::path::Path;
 
-use clap::Args;
-use quern_gguf::{Gguf, GgufError, TensorType};
+use quern_gguf::{Gguf, GgufError};
 use thiserror::Error;
 
-/// Tokens of which llama.cpp allocates whole multiples.
-const TOKENS_TOGETHER: u64 = 256;
-/// Formats of keys and values that a node can be told.
-pub const KV_TYPES: [&str; 3] = ["f16", "q8_0", "q4_0"];
+/// Architectures whose every layer keeps a key and a value of every token. Others have layers with a state of fixed
+/// size, or a window, and would take less than what is computed here.
+const ARCHITECTURES: [&str; 6] = ["llama", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe"];
 
-/// `quern-bench kv-size`.
-#[derive(Debug, Args)]
-pub struct KvSizeArgs {
-    /// The model's GGUF file.
-    pub model: PathBuf,
-    /// Tokens of all sequences together (a node's `kv_capacity`).
-    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u64).range(1..))]
-    pub tokens: u64,
-    /// Formats of keys and values.
-    #[arg(long = "type", value_name = "TYPES", value_delimiter = ',', default_values_t = KV_TYPES.map(str::to_owned))]
-    pub kv_types: Vec<String>,
-}
+/// llama.cpp, and Quern with it, rounds capacities up to a multiple of this many tokens.
+const CAPACITY_STEP: u64 = 256;
 
-/// Why the size is not known.
+/// Why the size cannot be computed.
 #[derive(Debug, Error)]
 pub enum KvSizeError {
-    /// The file cannot be read, or lacks a key.
+    /// The file is no GGUF file, or lacks a key.
     #[error(transparent)]
-    Gguf(#[from] GgufError),
-    /// A key has a value that makes no sense here.
-    #[error("{}: {key} is {value}, which no key-value state can be made of", path.display())]
+    File(#[from] GgufError),
+    /// An architecture whose state is not one key and one value a layer and token.
+    #[error("architecture {name:?}: only {} are known to keep a key and a value of every token in every layer",
+        ARCHITECTURES.join(", "))]
+    Architecture {
+        /// As the file says it.
+        name: String,
+    },
+    /// Counts that no model has.
+    #[error("{key} is {value}: no model has that")]
     Shape {
-        /// The file.
-        path: PathBuf,
         /// The key.
         key: String,
         /// Its value.
-        value: String,
-    },
-    /// There is no such format.
-    #[error("{name}: no format of keys and values; {} are some", KV_TYPES.join(", "))]
-    Type {
-        /// What was asked for.
-        name: String,
-    },
-    /// Rows of this length cannot be stored in blocks.
-    #[error("{kv_type} stores {block} values together, and a row has {row}")]
-    Row {
-        /// The format.
-        kv_type: String,
-        /// Values of a block.
-        block: u64,
-        /// Values of a row.
-        row: u64,
+        value: u32,
     },
 }
 
-/// What of a model decides the size of its key-value state.
+/// A format of keys and values: so many bytes for each block of values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvFormat {
+    /// Its name, as `--kv-type` has it.
+    pub name: &'static str,
+    /// Values of a block.
+    pub block_values: u64,
+    /// Bytes of a block, its scales included.
+    pub block_bytes: u64,
+}
+
+/// The formats, from the widest. Blocks as ggml has them: 32 values and one scale of 16 bits.
+pub const FORMATS: [KvFormat; 3] = [
+    KvFormat { name: "f16", block_values: 1, block_bytes: 2 },
+    KvFormat { name: "q8_0", block_values: 32, block_bytes: 34 },
+    KvFormat { name: "q4_0", block_values: 32, block_bytes: 18 },
+];
+
+/// What of a model decides how large its state is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvShape {
-    /// Key-value heads of each layer.
-    pub heads: Vec<u64>,
-    /// Values of a head's key, and of its value.
-    pub key_len: u64,
+    /// The architecture's name.
+    pub architecture: String,
+    /// Layers.
+    pub num_layers: u32,
+    /// Key-value heads of a layer.
+    pub num_kv_heads: u32,
+    /// Values of a head's key.
+    pub key_length: u32,
     /// Values of a head's value.
-    pub value_len: u64,
+    pub value_length: u32,
 }
 
 impl KvShape {
-    /// Reads a model's metadata.
+    /// Reads it from a model file.
     ///
     /// # Errors
-    /// When the file is no GGUF file or lacks what is needed.
-    pub fn read(model: &Path) -> Result<Self, KvSizeError> {
-        let gguf = quern_gguf::Gguf::open(model)?;
-        let arch = gguf.architecture()?.to_owned();
-        let key = |name: &str| format!("{arch}.{name}");
-        let number = |name: &str| gguf.u64(&key(name));
-        let shape = |name: &str, value: u64| KvSizeError::Shape {
-            path: model.to_owned(),
-            key: key(name),
-            value: value.to_string(),
+    /// When the file cannot be read, lacks a key, or has an architecture whose state is of another kind.
+    pub fn read(path: &Path) -> Result<Self, KvSizeError> {
+        let file = Gguf::open(path)?;
+        let architecture = file.architecture()?.to_owned();
+        if !ARCHITECTURES.contains(&architecture.as_str()) {
+            return Err(KvSizeError::Architecture { name: architecture });
+        }
+        let number = |key: &str| {
+            let key = format!("{architecture}.{key}");
+            let value = file.u32(&key)?;
+            if value == 0 { Err(KvSizeError::Shape { key, value }) } else { Ok(value) }
         };
-        let num_layers = number("block_count")?;
         let num_heads = number("attention.head_count")?;
-        let head_len = match num_heads {
-            0 => return Err(shape("attention.head_count", 0)),
-            num_heads => number("embedding_length")? / num_heads,
+        // Files leave these out where they follow from the others.
+        let or = |key: &str, default: u32| match file.get(&format!("{architecture}.{key}")) {
+            Some(_) => number(key),
+            None => Ok(default),
         };
-        let or_head_len = |name: &str| match gguf.get(&key(name)) {
-            Some(_) => number(name),
-            None => Ok(head_len),
-        };
+        let head_length = number("embedding_length")? / num_heads;
         Ok(Self {
-            heads: heads_of(&gguf, &key("attention.head_count_kv"), num_layers)?,
-            key_len: or_head_len("attention.key_length")?,
-            value_len: or_head_len("attention.value_length")?,
+            num_layers: number("block_count")?,
+            num_kv_heads: or("attention.head_count_kv", num_heads)?,
+            key_length: or("attention.key_length", head_length)?,
+            value_length: or("attention.value_length", head_length)?,
+            architecture,
         })
     }
 
-    /// Bytes of the state of so many tokens, rounded up as llama.cpp does.
-    ///
-    /// # Errors
-    /// When there is no such format, or rows do not fit its blocks.
-    pub fn size_bytes(&self, tokens: u64, kv_type: &str) -> Result<u64, KvSizeError> {
-        let named = |one: &TensorType| one.name().eq_ignore_ascii_case(kv_type);
-        let format =
-            TensorType::all().find(named).ok_or_else(|| KvSizeError::Type { name: kv_type.to_owned() })?;
-        let row_bytes = |row: u64| {
-            let block = format.block_elements();
-            if !row.is_multiple_of(block) {
-                return Err(KvSizeError::Row { kv_type: kv_type.to_owned(), block, row });
-            }
-            Ok(row / block * format.block_bytes())
+    /// Bytes that a token's state takes in all layers; none where a head is no whole number of blocks.
+    pub fn bytes_per_token(&self, format: KvFormat) -> Option<u64> {
+        let of_head = |length: u32| {
+            let length = u64::from(length);
+            length
+                .is_multiple_of(format.block_values)
+                .then(|| length / format.block_values * format.block_bytes)
         };
-        let layers = self.heads.iter();
-        let a_token =
-            layers.map(|heads| Ok(row_bytes(heads * self.key_len)? + row_bytes(heads * self.value_len)?));
-        let a_token: u64 = a_token.sum::<Result<u64, KvSizeError>>()?;
-        Ok(tokens.next_multiple_of(TOKENS_TOGETHER) * a_token)
+        let head = of_head(self.key_length)? + of_head(self.value_length)?;
+        Some(u64::from(self.num_layers) * u64::from(self.num_kv_heads) * head)
     }
-}
 
-/// One number for all layers, or a list of one a layer.
-fn heads_of(gguf: &Gguf, key: &str, num_layers: u64) -> Result<Vec<u64>, KvSizeError> {
-    if let Ok(heads) = gguf.u32s(key) {
-        return Ok(heads.iter().map(|heads| u64::from(*heads)).collect());
+    /// Bytes that a capacity takes, rounded up as llama.cpp rounds it.
+    pub fn bytes(&self, format: KvFormat, num_tokens: u64) -> Option<u64> {
+        Some(self.bytes_per_token(format)? * num_tokens.next_multiple_of(CAPACITY_STEP))
     }
-    let heads = gguf.u64(key)?;
-    Ok((0..num_layers).map(|_| heads).collect())
-}
 
-/// The sizes for people, a line a format.
-///
-/// # Errors
-/// When the model cannot be read or a format does not exist.
-pub fn table(args: &KvSizeArgs) -> Result<String, KvSizeError> {
-    let shape = KvShape::read(&args.model)?;
-    let tokens = args.tokens.next_multiple_of(TOKENS_TOGETHER);
-    let mut text = format!("{tokens} tokens\n\n| keys and values | bytes a token | MiB |\n|---|---:|---:|\n");
-    for kv_type in &args.kv_types {
-        let bytes = shape.size_bytes(args.tokens, kv_type)?;
-        text += &format!("| {kv_type} | {} | {:.2} |\n", bytes / tokens, bytes as f64 / 1024.0 / 1024.0);
+    /// The sizes for people: a line a capacity, a column a format, in MiB.
+    pub fn table(&self, capacities: &[u64]) -> String {
+        let Self { architecture, num_layers, num_kv_heads, key_length, value_length } = self;
+        let mut text = format!(
+            "{architecture}: {num_layers} layers of {num_kv_heads} key-value heads, keys of {key_length} and values of \
+             {value_length}\n\n| tokens |"
+        );
+        // Writing to a string cannot fail.
+        for format in FORMATS {
+            let _ = write!(text, " {} |", format.name);
+        }
+        let _ = write!(text, "\n|---:|{}\n| 1 |", "---:|".repeat(FORMATS.len()));
+        let cell = |value: Option<String>| value.unwrap_or_else(|| "–".to_owned());
+        for format in FORMATS {
+            let _ =
+                write!(text, " {} |", cell(self.bytes_per_token(format).map(|bytes| format!("{bytes} B"))));
+        }
+        for capacity in capacities {
+            let _ = write!(text, "\n| {capacity} |");
+            for format in FORMATS {
+                let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+                let _ = write!(text, " {} |", cell(self.bytes(format, *capacity).map(mib)));
+            }
+        }
+        text.push('\n');
+        text
     }
-    Ok(text)
 }
 
 #[cfg(test)]
 mod tests {
+    use quern_gguf::tiny::{self, Arch, TinySpec};
+
     use super::*;
 
-    fn qwen() -> KvShape {
-        // Qwen2.5-0.5B: 24 layers, 2 key-value heads of 64.
-        KvShape { heads: vec![2; 24], key_len: 64, value_len: 64 }
+    /// Qwen2.5-0.5B's.
+    fn small() -> KvShape {
+        KvShape {
+            architecture: "qwen2".to_owned(),
+            num_layers: 24,
+            num_kv_heads: 2,
+            key_length: 64,
+            value_length: 64,
+        }
     }
 
     #[test]
     fn sizes_follow_from_layers_heads_and_blocks() {
-        assert_eq!(qwen().size_bytes(16_384, "f16").unwrap(), 16_384 * 24 * 2 * 128 * 2);
-        // Blocks of 32 values in 34 and in 18 bytes.
-        assert_eq!(qwen().size_bytes(256, "q8_0").unwrap(), 256 * 24 * 2 * (128 / 32 * 34));
-        assert_eq!(qwen().size_bytes(256, "Q4_0").unwrap(), 256 * 24 * 2 * (128 / 32 * 18));
-        assert_eq!(qwen().size_bytes(1, "f16").unwrap(), qwen().size_bytes(256, "f16").unwrap());
+        let of_token: Vec<_> = FORMATS.iter().map(|format| small().bytes_per_token(*format)).collect();
+        // 24 layers · 2 heads · (64 + 64) values, of 16, 8.5 and 4.5 bits.
+        assert_eq!(of_token, [Some(12_288), Some(6_528), Some(3_456)]);
+        assert_eq!(small().bytes(FORMATS[0], 16_384), Some(192 << 20));
+        assert_eq!(small().bytes(FORMATS[0], 16_300), Some(192 << 20), "rounded up to 256 tokens");
+        let table = small().table(&[16_384]);
+        assert!(table.contains("| 16384 | 192.0 MiB | 102.0 MiB | 54.0 MiB |"), "{table}");
     }
 
     #[test]
-    fn what_cannot_be_stored_is_named() {
-        assert!(qwen().size_bytes(1, "q9").unwrap_err().to_string().contains("q9"));
-        let odd = KvShape { heads: vec![1], key_len: 40, value_len: 40 };
-        assert!(odd.size_bytes(1, "q8_0").unwrap_err().to_string().contains("32 values together"));
+    fn heads_that_are_no_whole_blocks_have_no_quantised_size() {
+        let odd = KvShape { key_length: 80, ..small() };
+        assert!(odd.bytes_per_token(FORMATS[0]).is_some());
+        assert_eq!(odd.bytes_per_token(FORMATS[1]), None);
+        assert!(odd.table(&[256]).contains("| – | – |"));
     }
 
     #[test]
-    fn a_models_file_has_the_shape() {
+    fn the_shape_is_read_from_a_model_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny.gguf");
-        let spec = quern_gguf::tiny::TinySpec::new(quern_gguf::tiny::Arch::Qwen2, 1);
-        quern_gguf::tiny::write(&path, &spec).unwrap();
-        let head_len = (spec.hidden / spec.heads) as u64;
-        let heads = vec![spec.kv_heads as u64; spec.layers as usize];
-        assert_eq!(KvShape::read(&path).unwrap(), KvShape { heads, key_len: head_len, value_len: head_len });
-        assert!(KvShape::read(Path::new("/no/model.gguf")).is_err());
+        tiny::write(&path, &TinySpec::new(Arch::Qwen3, 1)).unwrap();
+        let expected = KvShape {
+            architecture: "qwen3".to_owned(),
+            num_layers: 2,
+            num_kv_heads: 2,
+            key_length: 64,
+            value_length: 64,
+        };
+        assert_eq!(KvShape::read(&path).unwrap(), expected);
+        let missing = KvShape::read(&folder.path().join("none.gguf")).unwrap_err().to_string();
+        assert!(missing.contains("none.gguf"), "{missing}");
     }
 }

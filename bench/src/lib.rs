@@ -1,9 +1,12 @@
 //! Workloads, load generator and reports for any OpenAI-compatible server.
 //!
 //! The crate speaks HTTP and reads files; it knows no engine, and nothing of any server beyond its public
-//! endpoints. `experiment` with `node` is the exception: it starts Quern with the settings that it compares. A run goes `workload` + `prompts` → `run` → `drive` or `long_prompt` → `client` → `check` →
-//! `summary` → `output`.
+//! endpoints. The exception is `experiment` with `node`: it starts Quern with the settings that it compares. A run goes
+//! `workload` + `prompts` → `run` → `drive` (with `arrivals`) or `long_prompt` → `request` → `client` → `check` →
+//! `summary` → `output`; `results` reads what a run left.
 
+mod answer;
+pub mod arrivals;
 pub mod ceilings;
 pub mod check;
 pub mod client;
@@ -11,19 +14,31 @@ pub mod cold_start;
 pub mod drive;
 pub mod experiment;
 pub mod gpu;
+pub mod http;
 pub mod kv_size;
+pub mod lengths;
 pub mod long_prompt;
 pub mod machine;
 pub mod mix;
 pub mod node;
+pub mod objective;
 pub mod output;
 pub mod plot;
+pub mod prefixes;
 pub mod process;
 pub mod progress;
 pub mod prompts;
+pub mod ramp;
+pub mod reply;
 pub mod report;
+pub mod request;
+pub mod results;
 pub mod run;
 pub mod sse;
 pub mod stats;
 pub mod summary;
+pub mod tenants;
+pub mod times;
+pub mod trace;
+mod words;
 pub mod workload;

@@ -13,9 +13,10 @@ use futures_util::future::{Either, select, select_all};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::client::{Failure, body_of, path_of};
 use crate::drive::{Finished, Phase, failed};
 use crate::prompts::PromptSet;
+use crate::reply::Failure;
+use crate::request::Question;
 
 /// How the long prompts of a phase are sent.
 #[derive(Clone, Copy)]
@@ -142,14 +143,14 @@ async fn stream_without_end(
     let mut prompt_idx = first_prompt;
     loop {
         let prompt = phase.prompts.get(phase.seed, prompt_idx);
-        let body = body_of(phase.workload, phase.server, &prompt, phase.workload.max_tokens);
+        let max_tokens = phase.workload.max_tokens.of(phase.seed, prompt_idx);
+        let question = Question::new(phase.workload, phase.server, &prompt, max_tokens);
         streams.begin_request(stream_idx);
         let on_delta = |at| {
             phase.progress.token();
             streams.take_token(stream_idx, at);
         };
-        let path = path_of(phase.workload.api);
-        let reply = phase.client.ask(phase.server, path, body, Instant::now(), on_delta).await;
+        let reply = phase.client.ask(phase.server, &question, Instant::now(), on_delta).await;
         if let Some((kind, message)) = reply.failure {
             return Err((kind, format!("a stream: {message}")));
         }
@@ -173,9 +174,8 @@ async fn send_long_prompt(
     };
     streams.wait_until(has_settled).await;
     let prompt = long.prompts.get(phase.seed, prompt_idx);
-    let body = body_of(phase.workload, phase.server, &prompt, long.max_tokens);
-    let path = path_of(phase.workload.api);
-    let reply = phase.client.ask(phase.server, path, body, Instant::now(), |_| phase.progress.token()).await;
+    let question = Question::new(phase.workload, phase.server, &prompt, long.max_tokens);
+    let reply = phase.client.ask(phase.server, &question, Instant::now(), |_| phase.progress.token()).await;
     phase.progress.request(reply.failure.is_none());
     let first_token = reply.deltas.first().copied().unwrap_or(reply.ended);
     // Each stream goes on until it has spoken again: its gap may reach past the long prompt's first token.
@@ -191,7 +191,7 @@ async fn send_long_prompt(
         return failed(prompt_idx, prompt, (Failure::EndedEarly, message));
     }
     let gaps = streams.gaps_within(reply.sent, first_token);
-    Finished { prompt_idx, prompt, reply, gaps, deadline_ms: None }
+    Finished { gaps, ..Finished::new(prompt_idx, prompt, reply) }
 }
 
 #[cfg(test)]

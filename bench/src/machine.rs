@@ -58,13 +58,13 @@ pub(crate) fn first_number(text: &str) -> Option<u64> {
     text.split_whitespace().next()?.parse().ok()
 }
 
-/// Processor time that this process has used so far.
+/// Processor time that all threads of this process have used so far, to the nanosecond.
 pub fn own_cpu_time() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    parse_cpu_time(&stat).unwrap_or_default()
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).expect("a process has not used less than no time")
 }
 
-/// Processor time that another process has used so far; none when it has gone.
+/// Processor time that another process has used so far, to the hundredth of a second; none when it has gone.
 pub(crate) fn cpu_time_of(pid: u32) -> Option<Duration> {
     parse_cpu_time(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -128,6 +128,16 @@ mod tests {
         for (seconds, date) in cases {
             assert_eq!(format_utc(seconds), date);
         }
+    }
+
+    #[test]
+    fn cpu_time_rises_with_work() {
+        let before = own_cpu_time();
+        let mut sum = 0u64;
+        while own_cpu_time() < before + Duration::from_millis(2) {
+            sum = std::hint::black_box(sum.wrapping_mul(3) + 1);
+        }
+        assert!(own_cpu_time() >= before + Duration::from_millis(2));
     }
 
     #[test]

@@ -9,15 +9,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
 
-use quern_bench::client::{Client, Server};
+use quern_bench::check::Check;
+use quern_bench::client::{Client, Server, check_url};
 use quern_bench::cold_start::ColdStart;
 use quern_bench::experiment::{self, ExperimentArgs, ExperimentError};
-use quern_bench::kv_size::{self, KvSizeArgs};
+use quern_bench::kv_size::KvShape;
+use quern_bench::lengths::Lengths;
 use quern_bench::machine::{Machine, command_for_readers, now_utc};
 use quern_bench::output::{FolderSink, NoSink, RunHeader, table, write_summary};
 use quern_bench::report::write_report;
+use quern_bench::results::FORMAT;
 use quern_bench::run::{RunPlan, Sink, run};
-use quern_bench::workload::{Amount, Check, Load, Workload, builtin_names};
+use quern_bench::workload::{Amount, Load, Workload, builtin_names};
 
 const EXIT_USAGE: u8 = 64;
 
@@ -37,8 +40,14 @@ enum Task {
     ColdStart(ColdStartArgs),
     /// Starts nodes with the settings of a question, measures them, and leaves figures, a plot and a section.
     Experiment(Box<ExperimentArgs>),
-    /// Says what the key-value state of a model takes.
-    KvSize(KvSizeArgs),
+    /// Tells how much memory keys and values take, by format and length, from a model file alone.
+    KvSize {
+        /// A GGUF file.
+        model: PathBuf,
+        /// Capacities in tokens, over all sequences.
+        #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096, 16_384, 65_536])]
+        tokens: Vec<u64>,
+    },
     /// Collects the runs of a folder into one Markdown file.
     Report {
         /// The folder whose subfolders hold runs.
@@ -144,7 +153,6 @@ struct ColdStartArgs {
 enum Trouble {
     Usage(String),
     Failed(anyhow::Error),
-    WrongAnswers(String),
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Trouble {
@@ -166,7 +174,10 @@ fn main() -> ExitCode {
         Task::Run(args) => run_workload(*args),
         Task::ColdStart(args) => cold_start(args),
         Task::Experiment(args) => make_experiment(*args),
-        Task::KvSize(args) => kv_size::table(&args).map_err(Trouble::from).map(|table| print!("{table}")),
+        // A file's error says its cause itself.
+        Task::KvSize { model, tokens } => KvShape::read(&model)
+            .map_err(|error| Trouble::Failed(anyhow::Error::msg(error.to_string())))
+            .map(|shape| print!("{}", shape.table(&tokens))),
         Task::Report { folder } => write_report(&folder).map_err(Trouble::from).map(|path| {
             println!("{}", path.display());
         }),
@@ -181,10 +192,6 @@ fn main() -> ExitCode {
             eprintln!("quern-bench: {message}");
             ExitCode::from(EXIT_USAGE)
         }
-        Err(Trouble::WrongAnswers(message)) => {
-            eprintln!("quern-bench: {message}");
-            ExitCode::FAILURE
-        }
         Err(Trouble::Failed(error)) => {
             eprintln!("quern-bench: {error:#}");
             ExitCode::FAILURE
@@ -195,14 +202,14 @@ fn main() -> ExitCode {
 fn run_workload(args: RunArgs) -> Result<(), Trouble> {
     let mut workload = Workload::find(&args.workload).map_err(|error| Trouble::Usage(error.to_string()))?;
     override_workload(&mut workload, &args).map_err(Trouble::Usage)?;
-    let read = |source| workload.read_prompts(source).map_err(|error| Trouble::Usage(error.to_string()));
-    let prompts = read(&workload.prompts)?;
-    let long_prompts = match &workload.load {
-        Load::LongPrompt { prompts, .. } => Some(read(prompts)?),
-        _ => None,
-    };
-    let servers = servers_of(&args, &workload)?;
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seed = args
+        .seed
+        .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()));
+    // Files first: a mistake in one is told before any server is asked.
+    let plan = RunPlan::new(workload, Vec::new(), args.rounds as usize, seed);
+    let mut plan = plan.map_err(|error| Trouble::Usage(error.to_string()))?;
+    plan.servers = servers_of(&args, &plan.workload)?;
+    let workload = plan.workload.clone();
     let header = RunHeader {
         name: args.title.unwrap_or_else(|| workload.name.clone()),
         workload: workload.name.clone(),
@@ -210,11 +217,13 @@ fn run_workload(args: RunArgs) -> Result<(), Trouble> {
         date: now_utc(),
         command_line: command_line(),
         bench_version: env!("CARGO_PKG_VERSION").to_owned(),
-        servers: servers
+        format: FORMAT,
+        servers: plan
+            .servers
             .iter()
             .map(|server| (server.name.clone(), format!("model `{}` at {}", server.model, server.url)))
             .collect(),
-        seed: args.seed.unwrap_or(clock),
+        seed,
         machine: Machine::read(),
         notes: args.notes,
     };
@@ -222,18 +231,12 @@ fn run_workload(args: RunArgs) -> Result<(), Trouble> {
         Some(folder) => Box::new(FolderSink::create(folder, &header)?),
         None => Box::new(NoSink),
     };
-    let (rounds, seed) = (args.rounds as usize, header.seed);
-    let plan = RunPlan { workload: workload.clone(), prompts, long_prompts, servers, rounds, seed };
     let outcome = run(plan, sink)?;
     println!("{}", table(&header, &outcome));
     if let Some(folder) = &args.out {
         write_summary(folder, &header, &outcome)?;
     }
-    if outcome.is_passed(&workload) {
-        return Ok(());
-    }
-    let (failed, wrong, all) = (outcome.num_failed, outcome.num_wrong, outcome.num_requests);
-    Err(Trouble::WrongAnswers(format!("{failed} of {all} requests failed, {wrong} answers were wrong")))
+    outcome.why_failed(&workload).map_or(Ok(()), |why| Err(Trouble::Failed(anyhow::Error::msg(why))))
 }
 
 fn make_experiment(args: ExperimentArgs) -> Result<(), Trouble> {
@@ -245,7 +248,7 @@ fn make_experiment(args: ExperimentArgs) -> Result<(), Trouble> {
     if left.failed.is_empty() {
         return Ok(());
     }
-    Err(Trouble::WrongAnswers(format!("settings failed: {}", left.failed.join("; "))))
+    Err(Trouble::Failed(anyhow::anyhow!("settings failed: {}", left.failed.join("; "))))
 }
 
 /// The command line without secrets.
@@ -263,7 +266,10 @@ fn command_line() -> String {
 }
 
 fn override_workload(workload: &mut Workload, args: &RunArgs) -> Result<(), String> {
-    workload.max_tokens = args.max_tokens.unwrap_or(workload.max_tokens);
+    if let Some(max_tokens) = args.max_tokens {
+        let lengths = Lengths::uniform(max_tokens, max_tokens);
+        workload.max_tokens = lengths.map_err(|reason| format!("--max-tokens: {reason}"))?;
+    }
     workload.warmup = args.warmup.unwrap_or(workload.warmup);
     if args.any_answer {
         workload.check = Check { max_error_share: workload.check.max_error_share, ..Check::default() };
@@ -303,13 +309,19 @@ fn override_workload(workload: &mut Workload, args: &RunArgs) -> Result<(), Stri
                 rates.clone_from(&args.rates);
             }
         }
+        Load::Ramp { amount, .. } if !has_clients && !has_rates => *amount = amount_wanted.unwrap_or(*amount),
         Load::LongPrompt { streams, trials, .. } if !has_rates && args.duration.is_none() => {
             *trials = args.requests.unwrap_or(*trials);
             if has_clients {
                 streams.clone_from(&args.clients);
             }
         }
-        _ => return Err("--clients, --rates or --duration do not fit this workload's load".to_owned()),
+        Load::Trace { .. } if !has_clients && !has_rates && amount_wanted.is_none() => {}
+        _ => {
+            return Err(
+                "--clients, --rates, --requests or --duration do not fit this workload's load".to_owned()
+            );
+        }
     }
     Ok(())
 }
@@ -329,15 +341,11 @@ fn servers_of(args: &RunArgs, workload: &Workload) -> Result<Vec<Server>, Troubl
     }
     let one_of = |values: &[String], idx: usize| values.get(idx).or(values.first()).cloned();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let client = Client::new(workload.stall_timeout, workload.request_timeout)?;
+    let client = Client::new(workload.stall_timeout, workload.request_timeout);
     let mut servers: Vec<Server> = Vec::new();
     for (idx, url) in args.urls.iter().enumerate() {
         let url = url.trim_end_matches('/').to_owned();
-        if !url.starts_with("http://") {
-            return Err(Trouble::Usage(format!(
-                "--url {url}: must begin with http:// (TLS is not measured)"
-            )));
-        }
+        check_url(&url).map_err(|error| Trouble::Usage(format!("--url {error}")))?;
         let name = args.names.get(idx).cloned().unwrap_or_else(|| format!("server {}", idx + 1));
         if servers.iter().any(|server| server.name == name) {
             return Err(Trouble::Usage(format!("--name {name}: given twice")));

@@ -57,21 +57,24 @@ impl ModelMix {
     /// The model of a prompt.
     pub fn of(&self, seed: u64, prompt_idx: u64) -> String {
         let mut all = self.all();
-        let weight = |place: usize| ((place + 1) as f64).powf(-self.zipf);
-        let total: f64 = (0..all.len()).map(weight).sum();
         // A stream of its own: the prompts' choices stay what they are.
         let mut random = ChaCha8Rng::seed_from_u64(seed.rotate_left(17));
         random.set_stream(prompt_idx);
-        let mut left = random.random::<f64>() * total;
-        for place in 0..all.len() {
-            left -= weight(place);
-            if left < 0.0 {
-                return all.swap_remove(place);
-            }
-        }
-        // Sums of many small numbers may fall short by a rounding.
-        all.pop().unwrap_or_default()
+        all.swap_remove(draw_by_zipf(all.len(), self.zipf, random.random()))
     }
+}
+
+/// A place below `count`, which is above 0, by Zipf's law: the k-th is as likely as the first, over k^zipf.
+/// `chance` is drawn evenly from 0 to 1.
+pub(crate) fn draw_by_zipf(count: usize, zipf: f64, chance: f64) -> usize {
+    let weight = |place: usize| ((place + 1) as f64).powf(-zipf);
+    let mut left = chance * (0..count).map(weight).sum::<f64>();
+    let place = (0..count).find(|place| {
+        left -= weight(*place);
+        left < 0.0
+    });
+    // Sums of many small numbers may fall short by a rounding.
+    place.unwrap_or(count - 1)
 }
 
 #[cfg(test)]

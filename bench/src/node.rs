@@ -8,8 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use thiserror::Error;
+use tokio::time::timeout;
 
+use crate::client::with_causes;
+use crate::http::send;
 use crate::machine::cpu_time_of;
 use crate::process::{Memory, POLL_PAUSE, Running};
 
@@ -112,7 +118,6 @@ impl NodeSettings {
 #[derive(Debug)]
 pub struct Node {
     running: Running,
-    http: reqwest::Client,
     /// Base address of the public endpoints.
     pub url: String,
     /// Base address of the operators' endpoints.
@@ -141,8 +146,6 @@ impl Node {
         let out = std::fs::File::create(&log).map_err(system(log.display().to_string()))?;
         let err = out.try_clone().map_err(system(log.display().to_string()))?;
         let [listen, admin] = free_addresses()?;
-        let http = reqwest::Client::builder().no_proxy().timeout(ASK_TIMEOUT).build();
-        let http = http.map_err(|error| endpoint("the HTTP client", &error))?;
         let mut command = Command::new(program);
         command
             .arg("serve")
@@ -160,7 +163,6 @@ impl Node {
         let child = child.map_err(|source| NodeError::Spawn { program: program.to_owned(), source })?;
         let mut node = Self {
             running: Running(child),
-            http,
             url: format!("http://{listen}"),
             admin_url: format!("http://{admin}"),
             model: String::new(),
@@ -176,8 +178,7 @@ impl Node {
     async fn wait_ready(&mut self, started: Instant, timeout: Duration) -> Result<(), NodeError> {
         let ready = format!("{}/ready", self.admin_url);
         loop {
-            let answer = self.http.get(&ready).send().await;
-            if answer.is_ok_and(|answer| answer.status().is_success()) {
+            if exchange(&ready, None).await.is_ok() {
                 return Ok(());
             }
             let status = self.running.0.try_wait().map_err(system("the node's process"))?;
@@ -193,17 +194,11 @@ impl Node {
 
     async fn first_model(&self) -> Result<String, NodeError> {
         let url = format!("{}/v1/models", self.url);
-        let text = self.get(&url).await?;
+        let text = exchange(&url, None).await?;
         let models: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
         let first = models.pointer("/data/0/id").and_then(serde_json::Value::as_str);
         let none = || NodeError::Endpoint { url, reason: format!("lists no model: {text}") };
         first.map(str::to_owned).ok_or_else(none)
-    }
-
-    async fn get(&self, url: &str) -> Result<String, NodeError> {
-        let answer = self.http.get(url).send().await.and_then(reqwest::Response::error_for_status);
-        let text = async { answer?.text().await };
-        text.await.map_err(|error| endpoint(url, &error))
     }
 
     /// Sends a JSON text to an operators' endpoint.
@@ -211,15 +206,7 @@ impl Node {
     /// # Errors
     /// When the answer is no success; repeats what it says.
     pub async fn post_admin(&self, path: &str, body: String) -> Result<String, NodeError> {
-        let url = format!("{}{path}", self.admin_url);
-        let request = self.http.post(&url).header("content-type", "application/json").body(body);
-        let answer = request.send().await.map_err(|error| endpoint(&url, &error))?;
-        let status = answer.status();
-        let text = answer.text().await.map_err(|error| endpoint(&url, &error))?;
-        if status.is_success() {
-            return Ok(text);
-        }
-        Err(NodeError::Endpoint { url, reason: format!("{status}: {text}") })
+        exchange(&format!("{}{path}", self.admin_url), Some(body)).await
     }
 
     /// What the node counts, now.
@@ -227,7 +214,7 @@ impl Node {
     /// # Errors
     /// When it does not answer.
     pub async fn metrics(&self) -> Result<Metrics, NodeError> {
-        Ok(Metrics(self.get(&format!("{}/metrics", self.admin_url)).await?))
+        Ok(Metrics(exchange(&format!("{}/metrics", self.admin_url), None).await?))
     }
 
     /// The process's memory now; none when it has gone.
@@ -255,8 +242,20 @@ impl Node {
     }
 }
 
-fn endpoint(url: &str, error: &reqwest::Error) -> NodeError {
-    NodeError::Endpoint { url: url.to_owned(), reason: error.to_string() }
+/// Asks an endpoint, or sends it a JSON text, and gives what it answers.
+async fn exchange(url: &str, json: Option<String>) -> Result<String, NodeError> {
+    let content_type = json.as_ref().map(|_| (CONTENT_TYPE, HeaderValue::from_static("application/json")));
+    let answer = async {
+        let response = send(url, "", content_type, json.map(Bytes::from)).await;
+        let response = response.map_err(|error| with_causes(&error))?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(|error| with_causes(&error))?;
+        let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+        if status.is_success() { Ok(text) } else { Err(format!("{status}: {text}")) }
+    };
+    let answer = timeout(ASK_TIMEOUT, answer).await;
+    let answer = answer.unwrap_or_else(|_| Err(format!("no answer for {ASK_TIMEOUT:?}")));
+    answer.map_err(|reason| NodeError::Endpoint { url: url.to_owned(), reason })
 }
 
 /// Whether a variable of the environment would change a node's settings.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::run::{RunOutcome, Sink};
-use crate::stats::{FIGURES, PhaseSummary, Spread, levels, ratios, rounds, servers};
+use crate::stats::{FIGURES, Figure, PhaseSummary, Spread, TenantFigures, levels, ratios, rounds, servers};
 use crate::summary::RequestRecord;
 
 /// Everything of a run: requests, phases, ratios.
@@ -36,6 +36,9 @@ pub struct RunHeader {
     pub command_line: String,
     /// This program's version.
     pub bench_version: String,
+    /// The format of the results, see [`crate::results`]. Files without it are of format 1.
+    #[serde(default = "first_format")]
+    pub format: u32,
     /// Servers by name, with what was said about them.
     pub servers: Vec<(String, String)>,
     /// Seed of the run.
@@ -46,6 +49,10 @@ pub struct RunHeader {
     pub notes: Vec<String>,
 }
 
+fn first_format() -> u32 {
+    1
+}
+
 /// One line of the results file.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -54,6 +61,7 @@ enum Line<'a, T: Serialize> {
     Request(&'a T),
     Phase(&'a T),
     Ratio(&'a T),
+    Ramp(&'a T),
 }
 
 /// Writes results into a folder as they come.
@@ -108,6 +116,9 @@ pub fn write_summary(folder: &Path, header: &RunHeader, outcome: &RunOutcome) ->
     for ratio in ratios(&outcome.phases) {
         writeln!(results, "{}", serde_json::to_string(&Line::Ratio(&ratio))?)?;
     }
+    for end in &outcome.ramp_ends {
+        writeln!(results, "{}", serde_json::to_string(&Line::Ramp(end))?)?;
+    }
     write_csv(&folder.join(PHASES_FILE), &outcome.phases)?;
     std::fs::write(folder.join(TABLE_FILE), table(header, outcome))?;
     crate::plot::draw(&folder.join(PLOT_FILE), &header.name, &outcome.phases)
@@ -139,8 +150,19 @@ pub fn table(header: &RunHeader, outcome: &RunOutcome) -> String {
 }
 
 fn write_table(text: &mut String, header: &RunHeader, outcome: &RunOutcome) -> std::fmt::Result {
-    let RunHeader { name, workload, about, date, command_line, bench_version, servers, seed, machine, notes } =
-        header;
+    let RunHeader {
+        name,
+        workload,
+        about,
+        date,
+        command_line,
+        bench_version,
+        servers,
+        seed,
+        machine,
+        notes,
+        ..
+    } = header;
     writeln!(text, "# {name}\n\n{about}\n")?;
     writeln!(text, "Workload `{workload}`, {date}, quern-bench {bench_version}, seed {seed}.  ")?;
     writeln!(text, "Machine: {machine}.  ")?;
@@ -151,6 +173,13 @@ fn write_table(text: &mut String, header: &RunHeader, outcome: &RunOutcome) -> s
         writeln!(text, "Note: {note}.  ")?;
     }
     writeln!(text, "Command: `{command_line}`\n")?;
+    for end in &outcome.ramp_ends {
+        writeln!(text, "Highest rate: {end}.\n")?;
+    }
+    if let Some(kept) = outcome.phases.iter().find_map(|phase| phase.objective.as_ref()) {
+        let percent = kept.share_wanted * 100.0;
+        writeln!(text, "Objective: {}, for {percent} % of the requests.\n", kept.times)?;
+    }
     write_figures(text, &outcome.phases)?;
     write_ratios(text, &outcome.phases)?;
     write_troubles(text, outcome)
@@ -174,7 +203,10 @@ fn write_figures(text: &mut String, phases: &[PhaseSummary]) -> std::fmt::Result
             let mean = |phase: &PhaseSummary| phase.prompt_tokens as f64 / phase.num_ok.max(1) as f64;
             spread_cell(Spread::of(rounds(phases, server, level).map(mean)))
         })?;
-        for figure in FIGURES {
+        let has_value = |figure: &&Figure| {
+            phases.iter().any(|phase| phase.level == level && phase.figure(figure).is_some())
+        };
+        for figure in FIGURES.iter().filter(has_value) {
             row(figure.name, &|server| {
                 spread_cell(Spread::of(
                     rounds(phases, server, level).filter_map(|phase| phase.figure(figure)),
@@ -189,8 +221,38 @@ fn write_figures(text: &mut String, phases: &[PhaseSummary]) -> std::fmt::Result
             })?;
         }
         writeln!(text)?;
+        write_tenants(text, phases, level)?;
     }
     Ok(())
+}
+
+/// A line a tenant, server and round, if there are tenants.
+fn write_tenants(text: &mut String, phases: &[PhaseSummary], level: &str) -> std::fmt::Result {
+    let mut of_level =
+        phases.iter().filter(|phase| phase.level == level && !phase.tenants.is_empty()).peekable();
+    if of_level.peek().is_none() {
+        return Ok(());
+    }
+    writeln!(
+        text,
+        "| tenant | server | round | ok / failed | tokens | TTFT p50 / p95 ms | end to end p95 ms | kept the objective |"
+    )?;
+    writeln!(text, "|---|---|---:|---:|---:|---:|---:|---:|")?;
+    for phase in of_level {
+        for (name, figures) in &phase.tenants {
+            let TenantFigures { num_ok, num_failed, tokens, ttft, e2e, share_kept } = figures;
+            let none = || "–".to_owned();
+            let ttft = ttft.map_or_else(none, |q| format!("{} / {}", number(q.p50_ms), number(q.p95_ms)));
+            let e2e = e2e.map_or_else(none, |q| number(q.p95_ms));
+            let kept = share_kept.map_or_else(none, |share| format!("{:.1} %", share * 100.0));
+            let (server, round) = (&phase.server, phase.round + 1);
+            writeln!(
+                text,
+                "| {name} | {server} | {round} | {num_ok} / {num_failed} | {tokens} | {ttft} | {e2e} | {kept} |"
+            )?;
+        }
+    }
+    writeln!(text)
 }
 
 fn write_ratios(text: &mut String, phases: &[PhaseSummary]) -> std::fmt::Result {
@@ -216,7 +278,10 @@ fn write_troubles(text: &mut String, outcome: &RunOutcome) -> std::fmt::Result {
     let mut troubles = Vec::new();
     for phase in &outcome.phases {
         let place = format!("{}, {}, round {}", phase.server, phase.level, phase.round + 1);
-        troubles.extend(phase.client_trouble().map(|trouble| format!("{place}: {trouble}")));
+        let ended_early = phase.gave_up.clone();
+        troubles.extend(
+            ended_early.into_iter().chain(phase.client_trouble()).map(|why| format!("{place}: {why}")),
+        );
         if !phase.is_counted_by_server && phase.num_ok > 0 {
             troubles.push(format!("{place}: the server gave no token counts; deltas were counted"));
         }

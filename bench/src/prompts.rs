@@ -3,10 +3,17 @@
 //! A prompt is a function of the run's seed and of its number, so that every server of a run gets the same
 //! prompts in the same order. This module knows no HTTP.
 
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 use thiserror::Error;
+
+use crate::lengths::Lengths;
+use crate::prefixes::SharedPrefixes;
+use crate::words::Words;
+
+/// Tokens that a word of English text has, about, in models of today.
+const DEFAULT_TOKENS_PER_WORD: f64 = 1.4;
 
 /// Why there are no prompts.
 #[derive(Debug, Error)]
@@ -37,15 +44,11 @@ pub enum PromptError {
         /// The columns there are.
         found: Vec<String>,
     },
-    /// The file holds less than one prompt.
-    #[error("prompts file {file:?}: holds {words} words, but a prompt takes {needed}")]
-    TooShort {
+    /// The file holds no prompt.
+    #[error("prompts file {file:?}: is empty")]
+    Empty {
         /// As the workload names it.
         file: String,
-        /// Words (or rows) found.
-        words: usize,
-        /// Words (or rows) that one prompt takes.
-        needed: usize,
     },
 }
 
@@ -67,8 +70,12 @@ pub struct PromptSource {
     pub expected_column: Option<String>,
     /// A text file to cut slices from.
     pub text: Option<String>,
-    /// Shortest and longest slice, in words.
-    pub slice_words: Option<[usize; 2]>,
+    /// How long slices are, in words.
+    pub slice_words: Option<Lengths>,
+    /// Tokens that a word of the text has: turns a trace's prompt tokens into words.
+    pub tokens_per_word: Option<f64>,
+    /// Beginnings that prompts share, before `before`.
+    pub shared: Option<SharedPrefixes>,
     /// Written before each prompt. `{n}` becomes a number that no two prompts of a run share: caches of
     /// earlier prompts do not help from there on.
     pub before: Option<String>,
@@ -91,13 +98,16 @@ impl PromptSource {
                 return Err(("expected", format!("must hold {} answers, one a prompt", inline.len())));
             }
         }
-        match (self.text.is_some(), self.slice_words) {
-            (true, None) => Err(("slice_words", "is missing".to_owned())),
-            (true, Some([min, max])) if min == 0 || max < min => {
-                Err(("slice_words", "must be [shortest, longest], both above 0".to_owned()))
-            }
-            _ => Ok(()),
+        match (self.text.is_some(), &self.slice_words) {
+            (true, None) => return Err(("slice_words", "is missing".to_owned())),
+            (false, Some(_)) => return Err(("slice_words", "only a text is cut into slices".to_owned())),
+            _ => {}
         }
+        if self.tokens_per_word.is_some_and(|tokens| !(0.1..=100.0).contains(&tokens)) {
+            return Err(("tokens_per_word", "must lie between 0.1 and 100".to_owned()));
+        }
+        let shared = self.shared.as_ref().map_or(Ok(()), |shared| shared.validate(self.text.is_some()));
+        shared.map_err(|(key, reason)| ("shared", format!("{key}: {reason}")))
     }
 }
 
@@ -116,14 +126,17 @@ pub struct Prompt {
 enum Texts {
     /// Prompts with their expected answers, taken in turn.
     Rows(Vec<(String, Option<String>)>),
-    /// Words to slice, with the shortest and longest slice.
-    Words(Vec<String>, [usize; 2]),
+    /// Words to slice, and how long slices are.
+    Words(Words, Lengths),
 }
 
 /// All prompts of a workload.
 #[derive(Debug)]
 pub struct PromptSet {
     texts: Texts,
+    tokens_per_word: f64,
+    /// Shared beginnings, with the words they are cut from; the prompts' own if there are none.
+    shared: Option<(SharedPrefixes, Option<Words>)>,
     system: Option<String>,
     before: String,
     after: String,
@@ -140,17 +153,21 @@ impl PromptSet {
     ) -> Result<Self, PromptError> {
         let open =
             |file: &str| read(file).map_err(|source| PromptError::Read { file: file.to_owned(), source });
+        let open_words = |file: &str| {
+            let words = Words::new(&open(file)?);
+            if words.is_empty() { Err(PromptError::Empty { file: file.to_owned() }) } else { Ok(words) }
+        };
+        let shared = source.shared.as_ref().map(|shared| {
+            let words = shared.text.as_deref().map(open_words).transpose();
+            words.map(|words| (shared.clone(), words))
+        });
         let texts = if let Some(file) = &source.csv {
             let column = source.column.as_deref().unwrap_or("text");
             Texts::Rows(read_csv(file, &open(file)?, column, source.expected_column.as_deref())?)
         } else if let Some(file) = &source.text {
-            let words: Vec<String> = open(file)?.split_whitespace().map(str::to_owned).collect();
-            let lengths = source.slice_words.unwrap_or([1, 1]);
-            if words.len() < lengths[1] {
-                let file = file.clone();
-                return Err(PromptError::TooShort { file, words: words.len(), needed: lengths[1] });
-            }
-            Texts::Words(words, lengths)
+            let lengths = source.slice_words.clone();
+            let lengths = lengths.expect("a checked source that names a text says how long slices are");
+            Texts::Words(open_words(file)?, lengths)
         } else {
             let inline = source.inline.clone().unwrap_or_default();
             let expected = |index: usize| source.expected.as_ref().map(|all| all[index].clone());
@@ -158,10 +175,17 @@ impl PromptSet {
         };
         Ok(Self {
             texts,
+            tokens_per_word: source.tokens_per_word.unwrap_or(DEFAULT_TOKENS_PER_WORD),
+            shared: shared.transpose()?,
             system: source.system.clone(),
             before: source.before.clone().unwrap_or_default(),
             after: source.after.clone().unwrap_or_default(),
         })
+    }
+
+    /// Whether prompts are cut to a length, so that a trace can say how long they are.
+    pub fn has_lengths(&self) -> bool {
+        matches!(self.texts, Texts::Words(..))
     }
 
     /// The prompt of this number that holds several, one a line, as its expected answer holds theirs.
@@ -179,21 +203,39 @@ impl PromptSet {
 
     /// The prompt of this number, in a run of this seed.
     pub fn get(&self, seed: u64, index: u64) -> Prompt {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        random.set_stream(index);
+        let num_words = match &self.texts {
+            Texts::Rows(_) => 0,
+            Texts::Words(_, lengths) => lengths.of(seed, index) as usize,
+        };
+        self.build(seed, index, num_words)
+    }
+
+    /// The prompt of this number with a slice of about so many tokens; prompts that are not cut stay as they are.
+    pub fn of_tokens(&self, seed: u64, index: u64, num_tokens: u32) -> Prompt {
+        // The cast keeps what is out of range at its ends; a word has more than a tenth of a token.
+        let num_words = (f64::from(num_tokens) / self.tokens_per_word).round() as usize;
+        self.build(seed, index, num_words.max(1))
+    }
+
+    fn build(&self, seed: u64, index: u64, num_words: usize) -> Prompt {
         let (text, expected) = match &self.texts {
             Texts::Rows(rows) => {
                 let row = usize::try_from(index % rows.len() as u64).expect("below a vector's length");
                 (rows[row].0.clone(), rows[row].1.clone())
             }
-            Texts::Words(words, [min, max]) => {
-                let length = random.random_range(*min..=*max);
-                let start = random.random_range(0..=words.len() - length);
-                (words[start..start + length].join(" "), None)
+            Texts::Words(words, _) => {
+                let mut random = ChaCha8Rng::seed_from_u64(seed);
+                random.set_stream(index);
+                (words.slice(num_words, &mut random), None)
             }
         };
         let number = format!("{:06}", spread_number(seed, index));
-        let user = format!("{}{text}{}", self.before.replace("{n}", &number), self.after);
+        let shared =
+            self.shared.as_ref().map_or_else(String::new, |(shared, words)| match (words, &self.texts) {
+                (Some(words), _) | (None, Texts::Words(words, _)) => shared.of(words, seed, index),
+                (None, Texts::Rows(_)) => String::new(),
+            });
+        let user = format!("{shared}{}{text}{}", self.before.replace("{n}", &number), self.after);
         Prompt { system: self.system.clone(), user, expected }
     }
 }
@@ -229,7 +271,7 @@ fn read_csv(
         rows.push((record[text_idx].to_owned(), expected_idx.map(|idx| record[idx].to_owned())));
     }
     if rows.is_empty() {
-        return Err(PromptError::TooShort { file: file.to_owned(), words: 0, needed: 1 });
+        return Err(PromptError::Empty { file: file.to_owned() });
     }
     Ok(rows)
 }
@@ -259,7 +301,7 @@ mod tests {
         assert_eq!(set.get(5, 2), prompt);
         let error = read(&source, "text\nhello\n").unwrap_err().to_string();
         assert!(error.contains("label") && error.contains("text"), "{error}");
-        assert!(matches!(read(&source, "text,label\n"), Err(PromptError::TooShort { .. })));
+        assert!(matches!(read(&source, "text,label\n"), Err(PromptError::Empty { .. })));
         assert!(matches!(read(&source, "text,label\nonly one\n"), Err(PromptError::Csv { .. })));
     }
 
@@ -280,7 +322,7 @@ mod tests {
     fn slices_have_the_length_asked_for_and_repeat_by_seed() {
         let source = PromptSource {
             text: Some("t.txt".to_owned()),
-            slice_words: Some([3, 5]),
+            slice_words: Some(Lengths::uniform(3, 5).unwrap()),
             before: Some("Nr {n}: ".to_owned()),
             after: Some(" End.".to_owned()),
             ..PromptSource::default()
@@ -296,6 +338,37 @@ mod tests {
         }
         assert_eq!(numbers.len(), 100, "beginnings repeat");
         assert_ne!(set.get(7, 1), set.get(8, 1));
-        assert!(matches!(read(&source, "a b c d"), Err(PromptError::TooShort { words: 4, needed: 5, .. })));
+        assert!(matches!(read(&source, " \n"), Err(PromptError::Empty { .. })));
+    }
+
+    #[test]
+    fn a_trace_says_how_long_prompts_are_and_a_slice_may_be_longer_than_the_text() {
+        let source = PromptSource {
+            text: Some("t.txt".to_owned()),
+            slice_words: Some(Lengths::uniform(1, 2).unwrap()),
+            tokens_per_word: Some(2.0),
+            ..PromptSource::default()
+        };
+        let set = read(&source, "a b c d").unwrap();
+        assert!(set.has_lengths());
+        assert_eq!(set.of_tokens(1, 1, 6).user.split(' ').count(), 3);
+        let long = set.of_tokens(1, 1, 20).user;
+        assert_eq!(long.split(' ').count(), 10);
+        assert!(long.contains("d a"), "{long}");
+    }
+
+    #[test]
+    fn prompts_begin_with_their_shared_prefix() {
+        let source = PromptSource {
+            inline: Some(vec!["Question?".to_owned()]),
+            shared: Some(SharedPrefixes { count: 1, words: 3, text: Some("t.txt".to_owned()), zipf: 0.0 }),
+            before: Some("Nr {n}: ".to_owned()),
+            ..PromptSource::default()
+        };
+        let set = read(&source, "x x x x x").unwrap();
+        let (one, other) = (set.get(1, 0).user, set.get(1, 1).user);
+        assert!(one.contains(" x x x Nr ") && one.ends_with("Question?"), "{one}");
+        assert_eq!(one[..13], other[..13]);
+        assert_ne!(one, other);
     }
 }

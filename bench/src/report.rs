@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::output::{PLOT_FILE, TABLE_FILE};
+use crate::output::{PLOT_FILE, RESULTS_FILE, TABLE_FILE};
+use crate::results;
 
 /// The collected report.
 pub const REPORT_FILE: &str = "REPORT.md";
@@ -11,7 +12,7 @@ pub const REPORT_FILE: &str = "REPORT.md";
 /// Writes the report of all runs below `folder` (one level down, or the folder itself) and returns its path.
 ///
 /// # Errors
-/// When the folder cannot be read or holds no run.
+/// When the folder cannot be read or holds no run, or when results in it are of a later version of this program.
 pub fn write_report(folder: &Path) -> anyhow::Result<PathBuf> {
     let mut runs: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(folder)? {
@@ -33,10 +34,16 @@ pub fn write_report(folder: &Path) -> anyhow::Result<PathBuf> {
         let table = std::fs::read_to_string(run.join(TABLE_FILE))?;
         let title = table.lines().find_map(|line| line.strip_prefix("# ")).unwrap_or(place);
         writeln!(text, "- [{title}]({place}/{TABLE_FILE})")?;
+        let results_file = run.join(RESULTS_FILE);
+        // A folder may hold its table alone: results of many requests are large.
+        let results = results_file.is_file().then(|| results::read(&results_file)).transpose()?;
         // Headings go one level down: the report has the only heading of the first level.
         for line in table.lines() {
             let deeper = if line.starts_with('#') { "#" } else { "" };
             writeln!(body, "{deeper}{line}")?;
+        }
+        if let Some(converted) = results.and_then(|results| results.converted) {
+            writeln!(body, "\nThe results beside this table were {converted}.")?;
         }
         if run.join(PLOT_FILE).is_file() {
             writeln!(body, "\n![{title}]({place}/{PLOT_FILE})")?;

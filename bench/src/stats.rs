@@ -3,69 +3,52 @@
 //! It knows no HTTP and writes no file.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// Longest time a histogram can hold.
-const MAX_TIME: Duration = Duration::from_secs(3600);
+use crate::times::Quantiles;
 
-/// A histogram of times with three significant digits, from a microsecond to an hour.
-#[derive(Debug, Clone)]
-pub struct Times(Histogram<u64>);
+/// What an objective made of a phase.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ObjectiveFigures {
+    /// The times, for people.
+    pub times: String,
+    /// Share of requests that must keep them.
+    pub share_wanted: f64,
+    /// Share of all requests that did. One that failed, or whose answer is wrong, did not.
+    pub share_kept: f64,
+    /// Requests per second that did.
+    pub goodput_per_s: f64,
+}
 
-impl Default for Times {
-    fn default() -> Self {
-        let max = u64::try_from(MAX_TIME.as_micros()).expect("an hour in microseconds fits");
-        Self(Histogram::new_with_bounds(1, max, 3).expect("bounds and digits are constants that it accepts"))
+impl ObjectiveFigures {
+    /// Whether enough requests kept the objective.
+    pub fn is_held(&self) -> bool {
+        self.share_kept >= self.share_wanted
     }
 }
 
-impl Times {
-    /// Takes one time; times over an hour count as an hour.
-    pub fn record(&mut self, time: Duration) {
-        self.0.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
-    }
-
-    /// Times recorded.
-    pub fn count(&self) -> u64 {
-        self.0.len()
-    }
-
-    /// The usual quantiles; none if nothing was recorded.
-    pub fn quantiles(&self) -> Option<Quantiles> {
-        let at = |quantile| self.0.value_at_quantile(quantile) as f64 / 1e3;
-        (!self.0.is_empty()).then(|| Quantiles {
-            count: self.0.len(),
-            mean_ms: self.0.mean() / 1e3,
-            p50_ms: at(0.50),
-            p95_ms: at(0.95),
-            p99_ms: at(0.99),
-            max_ms: self.0.max() as f64 / 1e3,
-        })
-    }
-}
-
-/// Quantiles of a set of times, in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Quantiles {
-    /// Times recorded.
-    pub count: u64,
-    /// Arithmetic mean.
-    pub mean_ms: f64,
-    /// Median.
-    pub p50_ms: f64,
-    /// 95th percentile.
-    pub p95_ms: f64,
-    /// 99th percentile.
-    pub p99_ms: f64,
-    /// Largest.
-    pub max_ms: f64,
+/// The figures of one tenant in a phase.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct TenantFigures {
+    /// Requests that ended well.
+    pub num_ok: u64,
+    /// Requests that failed.
+    pub num_failed: u64,
+    /// Answer tokens of those that ended well.
+    pub tokens: u64,
+    /// From the intended time to the first content.
+    pub ttft: Option<Quantiles>,
+    /// From the intended time to the end.
+    pub e2e: Option<Quantiles>,
+    /// Share of its requests that kept the objective, if there is one.
+    pub share_kept: Option<f64>,
 }
 
 /// The figures of one phase: one server, one level, one round.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+///
+/// Fields that later versions brought are empty in results of earlier ones.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct PhaseSummary {
     /// The server's name.
     pub server: String,
@@ -112,29 +95,67 @@ pub struct PhaseSummary {
     pub longest_gap: Option<Quantiles>,
     /// From the intended time to the stream's end.
     pub e2e: Option<Quantiles>,
+    /// From sending to the first content: what a client sees that does not count its own waiting.
+    #[serde(default)]
+    pub ttft_from_send: Option<Quantiles>,
+    /// From sending to the end.
+    #[serde(default)]
+    pub e2e_from_send: Option<Quantiles>,
     /// From the intended time to sending.
     pub send_lateness: Option<Quantiles>,
+    /// The part of it until this program noticed that the time had come; the rest is waiting for one of the
+    /// places under way that the workload allows.
+    #[serde(default)]
+    pub wake_lateness: Option<Quantiles>,
     /// This program's share of one core during the phase.
     pub client_cpu_share: f64,
+    /// This program's processor time during the phase, in seconds.
+    #[serde(default)]
+    pub client_cpu_s: f64,
+    /// Goodput, if the workload has an objective.
+    #[serde(default)]
+    pub objective: Option<ObjectiveFigures>,
+    /// Figures by tenant, if the workload has tenants.
+    #[serde(default)]
+    pub tenants: BTreeMap<String, TenantFigures>,
+    /// Why the phase ended before its time, if it did.
+    #[serde(default)]
+    pub gave_up: Option<String>,
 }
 
 /// Share of a core above which the client may have slowed the servers' answers down.
 const BUSY_CLIENT_SHARE: f64 = 0.5;
-/// Lateness of sending above which the load was not the one intended.
-const LATE_SEND_MS: f64 = 20.0;
+/// Lateness above which the load was not the one intended.
+const MAX_LATE_MS: f64 = 20.0;
 
 impl PhaseSummary {
-    /// Says why this phase measured the client rather than the server, if it did.
+    /// Says why this phase measured the client rather than the server, or another load than the one intended, if
+    /// it did.
     pub fn client_trouble(&self) -> Option<String> {
-        let late_ms = self.send_lateness.map_or(0.0, |late| late.p99_ms);
+        let p99_ms = |late: Option<Quantiles>| late.map_or(0.0, |late| late.p99_ms);
+        let (wake_ms, send_ms) = (p99_ms(self.wake_lateness), p99_ms(self.send_lateness));
         if self.client_cpu_share > BUSY_CLIENT_SHARE {
             let percent = self.client_cpu_share * 100.0;
             Some(format!("the client took {percent:.0} % of a core: it may have been the bottleneck"))
-        } else if late_ms > LATE_SEND_MS {
-            Some(format!("requests were sent up to {late_ms:.0} ms late (p99): the client fell behind"))
+        } else if wake_ms > MAX_LATE_MS {
+            Some(format!(
+                "the client woke up to {wake_ms:.0} ms after the intended times (p99): it was the bottleneck, or the \
+                 machine was too busy for it"
+            ))
+        } else if send_ms > MAX_LATE_MS {
+            Some(format!(
+                "requests waited up to {send_ms:.0} ms here (p99), because as many were under way as \
+                 max_in_flight allows; latencies from the intended times hold this wait"
+            ))
         } else {
             None
         }
+    }
+
+    /// Processor time of this program for each request of the phase, in microseconds.
+    pub fn client_cpu_us_per_request(&self) -> Option<f64> {
+        let num_requests = self.num_ok + self.num_failed;
+        (num_requests > 0 && self.client_cpu_s > 0.0).then(|| self.client_cpu_s * 1e6 / num_requests as f64)
     }
 
     /// A figure by its place in [`FIGURES`].
@@ -158,6 +179,11 @@ const fn more(name: &'static str, value: fn(&PhaseSummary) -> Option<f64>) -> Fi
     Figure { name, is_more_better: true, is_compared: true, value }
 }
 
+/// A figure that tells how the measuring went; servers are not compared by it.
+const fn aside(name: &'static str, value: fn(&PhaseSummary) -> Option<f64>) -> Figure {
+    Figure { name, is_more_better: false, is_compared: false, value }
+}
+
 const fn less(name: &'static str, value: fn(&PhaseSummary) -> Option<f64>) -> Figure {
     Figure { name, is_more_better: false, is_compared: true, value }
 }
@@ -176,12 +202,13 @@ pub const FIGURES: &[Figure] = &[
     less("longest gap max ms", |phase| phase.longest_gap.map(|q| q.max_ms)),
     less("end to end p50 ms", |phase| phase.e2e.map(|q| q.p50_ms)),
     less("end to end p95 ms", |phase| phase.e2e.map(|q| q.p95_ms)),
-    Figure {
-        name: "client CPU %",
-        is_more_better: false,
-        is_compared: false,
-        value: |phase| Some(phase.client_cpu_share * 100.0),
-    },
+    more("goodput requests/s", |phase| phase.objective.as_ref().map(|kept| kept.goodput_per_s)),
+    aside("kept the objective %", |phase| phase.objective.as_ref().map(|kept| kept.share_kept * 100.0)),
+    aside("from sending: TTFT p95 ms", |phase| phase.ttft_from_send.map(|q| q.p95_ms)),
+    aside("from sending: end to end p95 ms", |phase| phase.e2e_from_send.map(|q| q.p95_ms)),
+    aside("sent late p99 ms", |phase| phase.send_lateness.map(|q| q.p99_ms)),
+    aside("client CPU %", |phase| Some(phase.client_cpu_share * 100.0)),
+    aside("client CPU µs a request", PhaseSummary::client_cpu_us_per_request),
 ];
 
 /// Median and range of a few values.
@@ -284,50 +311,14 @@ pub fn ratios(phases: &[PhaseSummary]) -> Vec<Ratio> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::times::Times;
 
     fn phase(server: &str, round: usize, tokens_per_s: f64) -> PhaseSummary {
-        PhaseSummary {
-            server: server.to_owned(),
-            level: "1 client".to_owned(),
-            level_value: 1.0,
-            round,
-            num_ok: 1,
-            num_failed: 0,
-            num_wrong: 0,
-            failures: BTreeMap::new(),
-            wrong: BTreeMap::new(),
-            num_with_expected: 0,
-            num_as_expected: 0,
-            wall_s: 1.0,
-            prompt_tokens: 0,
-            tokens: 1,
-            is_counted_by_server: true,
-            tokens_per_s,
-            requests_per_s: 1.0,
-            ttft: None,
-            tbt: None,
-            tpot: None,
-            longest_gap: None,
-            e2e: None,
-            send_lateness: None,
-            client_cpu_share: 0.0,
-        }
-    }
-
-    #[test]
-    fn quantiles_of_a_known_set() {
-        let mut times = Times::default();
-        assert_eq!(times.quantiles(), None);
-        for ms in 1..=1000 {
-            times.record(Duration::from_millis(ms));
-        }
-        times.record(Duration::from_secs(100_000));
-        let q = times.quantiles().unwrap();
-        assert_eq!(q.count, 1001);
-        for (got, expected) in [(q.p50_ms, 501.0), (q.p95_ms, 951.0), (q.p99_ms, 991.0), (q.max_ms, 3.6e6)] {
-            assert!((got - expected).abs() <= expected * 0.002, "{got} is not {expected}");
-        }
+        let (server, level) = (server.to_owned(), "1 client".to_owned());
+        PhaseSummary { server, level, round, tokens_per_s, ..PhaseSummary::default() }
     }
 
     #[test]
@@ -349,14 +340,26 @@ mod tests {
 
     #[test]
     fn a_busy_or_late_client_is_told() {
+        let late = |ms| {
+            let mut times = Times::default();
+            times.record(Duration::from_millis(ms));
+            times.quantiles()
+        };
         let mut busy = phase("a", 0, 1.0);
         assert_eq!(busy.client_trouble(), None);
         busy.client_cpu_share = 0.9;
         assert!(busy.client_trouble().unwrap().contains("90 %"));
-        let mut late = phase("a", 0, 1.0);
-        let mut times = Times::default();
-        times.record(Duration::from_millis(300));
-        late.send_lateness = times.quantiles();
-        assert!(late.client_trouble().unwrap().contains("fell behind"));
+        let asleep =
+            PhaseSummary { wake_lateness: late(300), send_lateness: late(300), ..phase("a", 0, 1.0) };
+        assert!(asleep.client_trouble().unwrap().contains("woke up to 300 ms"));
+        let crowded = PhaseSummary { wake_lateness: late(1), send_lateness: late(300), ..phase("a", 0, 1.0) };
+        assert!(crowded.client_trouble().unwrap().contains("max_in_flight"));
+    }
+
+    #[test]
+    fn the_clients_cost_is_told_for_each_request() {
+        let cost = PhaseSummary { num_ok: 150, num_failed: 50, client_cpu_s: 0.02, ..phase("a", 0, 1.0) };
+        assert!((cost.client_cpu_us_per_request().unwrap() - 100.0).abs() < 1e-9);
+        assert_eq!(phase("a", 0, 1.0).client_cpu_us_per_request(), None);
     }
 }

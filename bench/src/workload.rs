@@ -11,12 +11,22 @@ use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::check::Check;
+use crate::http::header;
+use crate::lengths::Lengths;
 use crate::mix::ModelMix;
+use crate::objective::Objective;
 use crate::prompts::{PromptError, PromptSet, PromptSource};
+use crate::tenants::{Tenant, Tenants};
+use crate::trace::{Trace, TraceError};
 
 mod builtin;
+mod load;
+mod place;
 
 pub use builtin::names as builtin_names;
+pub use load::{Amount, Load};
+use place::Place;
 
 /// Why a workload cannot be used.
 #[derive(Debug, Error)]
@@ -70,98 +80,6 @@ pub enum Api {
     Classify,
 }
 
-/// How requests arrive.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Load {
-    /// A fixed number of clients, each sending its next request when the last one ended.
-    Closed {
-        /// Levels, driven one after the other.
-        clients: Vec<usize>,
-        /// When a level ends.
-        amount: Amount,
-    },
-    /// Requests arrive at a rate, whether or not earlier ones have ended.
-    Open {
-        /// Distances between arrivals.
-        arrivals: Arrivals,
-        /// Levels in requests per second.
-        rates: Vec<f64>,
-        /// When a level ends.
-        amount: Amount,
-        /// Requests under way at once; later ones wait here, and their latency counts from their intended time.
-        max_in_flight: usize,
-    },
-    /// Clients stream without pause; one long prompt arrives among them, again and again.
-    LongPrompt {
-        /// Levels: how many clients stream.
-        streams: Vec<usize>,
-        /// Tokens that each stream must have sent before the long prompt arrives.
-        settle_tokens: usize,
-        /// Long prompts a round.
-        trials: usize,
-        /// Pause between two trials, so that a server notices the streams that were dropped.
-        rest: Duration,
-        /// The long prompt itself.
-        prompts: Box<PromptSource>,
-        /// Tokens that the long prompt's answer may have.
-        max_tokens: u32,
-    },
-}
-
-/// When a level has enough.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Amount {
-    /// So many requests in all.
-    Requests(usize),
-    /// So many requests for each client of the level.
-    RequestsPerClient(usize),
-    /// No new request after this time; those under way end.
-    Duration(Duration),
-}
-
-/// Distances between arrivals in open loop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Arrivals {
-    /// Equal distances.
-    Constant,
-    /// Independent arrivals: exponential distances, the same ones for every server.
-    Poisson,
-}
-
-/// What to do with an answer that is unlike the expected one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Strictness {
-    /// Count it and say so.
-    Report,
-    /// Count it as wrong: the run fails.
-    Require,
-}
-
-/// What makes an answer a good one. All that are given must hold.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Check {
-    /// Something other than white space was said.
-    #[serde(default)]
-    pub non_empty: bool,
-    /// At least so many tokens.
-    pub min_tokens: Option<u64>,
-    /// The answer, trimmed and in lower case, is one of these.
-    pub one_of: Option<Vec<String>>,
-    /// The answer is a JSON text.
-    #[serde(default)]
-    pub json: bool,
-    /// The answer contains the prompt's expected answer.
-    pub expected: Option<Strictness>,
-    /// All servers gave the same answer to the same prompt.
-    pub equal_across_servers: Option<Strictness>,
-    /// Share of requests that may fail, for workloads that overload a server on purpose.
-    #[serde(default)]
-    pub max_error_share: f64,
-}
-
 /// A time by which each answer should be there, told to the server in a header.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -192,8 +110,10 @@ pub struct Workload {
     pub api: Api,
     /// Texts of a request.
     pub texts: usize,
-    /// Largest number of tokens of an answer.
-    pub max_tokens: u32,
+    /// Largest numbers of tokens of answers.
+    pub max_tokens: Lengths,
+    /// Whether answers come as streams.
+    pub is_streamed: bool,
     /// Sampling temperature.
     pub temperature: f64,
     /// Further fields of the request body, sent as they are.
@@ -202,6 +122,10 @@ pub struct Workload {
     pub models: Option<ModelMix>,
     /// When answers should be there.
     pub deadline: Option<Deadline>,
+    /// Who asks, if not everybody is alike.
+    pub tenants: Option<Tenants>,
+    /// What counts as goodput.
+    pub objective: Option<Objective>,
     /// Where prompts come from.
     pub prompts: PromptSource,
     /// How requests arrive.
@@ -225,58 +149,25 @@ struct RawWorkload {
     #[serde(default)]
     api: Api,
     texts: Option<usize>,
-    max_tokens: u32,
+    max_tokens: Lengths,
+    #[serde(default = "yes")]
+    stream: bool,
     #[serde(default)]
     temperature: f64,
     #[serde(default)]
     body: serde_json::Map<String, serde_json::Value>,
     models: Option<ModelMix>,
     deadline: Option<Deadline>,
+    tenants: Option<Vec<Tenant>>,
+    objective: Option<Objective>,
     prompts: PromptSource,
-    load: RawLoad,
+    load: load::RawLoad,
     #[serde(default)]
     check: Check,
 }
 
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-enum Mode {
-    Closed,
-    Open,
-    LongPrompt,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawLoad {
-    mode: Mode,
-    clients: Option<Vec<usize>>,
-    arrivals: Option<Arrivals>,
-    rates: Option<Vec<f64>>,
-    requests: Option<usize>,
-    requests_per_client: Option<usize>,
-    duration_s: Option<f64>,
-    max_in_flight: Option<usize>,
-    streams: Option<Vec<usize>>,
-    settle_tokens: Option<usize>,
-    trials: Option<usize>,
-    rest_s: Option<f64>,
-    long: Option<PromptSource>,
-    long_max_tokens: Option<u32>,
-    #[serde(default)]
-    warmup: usize,
-    #[serde(default = "default_stall_timeout_s")]
-    stall_timeout_s: f64,
-    #[serde(default = "default_request_timeout_s")]
-    request_timeout_s: f64,
-}
-
-fn default_stall_timeout_s() -> f64 {
-    60.0
-}
-
-fn default_request_timeout_s() -> f64 {
-    300.0
+fn yes() -> bool {
+    true
 }
 
 impl Workload {
@@ -303,33 +194,10 @@ impl Workload {
     pub fn parse(file: &str, text: &str, folder: Option<PathBuf>) -> Result<Self, WorkloadError> {
         let raw: RawWorkload = toml::from_str(text)
             .map_err(|source| WorkloadError::Syntax { file: file.to_owned(), source: Box::new(source) })?;
-        let place = Place { file, text };
-        let folder_name_is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if raw.name.is_empty() || !raw.name.chars().all(folder_name_is_plain) {
-            return Err(place.error("", "name", "must be letters, digits, '-', '_' or '.'"));
-        }
-        if raw.max_tokens == 0 {
-            return Err(place.error("", "max_tokens", "must be at least 1"));
-        }
-        if raw.texts == Some(0) {
-            return Err(place.error("", "texts", "must be at least 1"));
-        }
-        if raw.texts.is_some() && raw.api != Api::Classify {
-            return Err(place.error("", "texts", "only a classification has several texts"));
-        }
-        if !(0.0..=1.0).contains(&raw.check.max_error_share) {
-            return Err(place.error("check", "max_error_share", "must lie between 0 and 1"));
-        }
-        if raw
-            .deadline
-            .as_ref()
-            .is_some_and(|deadline| deadline.ms[0] == 0 || deadline.ms[1] < deadline.ms[0])
-        {
-            return Err(place.error("deadline", "ms", "must be [shortest, longest], both above 0"));
-        }
-        let models = raw.models.as_ref().map_or(Ok(()), ModelMix::validate);
-        models.map_err(|(key, reason)| place.error("models", key, reason))?;
-        raw.prompts.validate().map_err(|(key, reason)| place.error("prompts", key, reason))?;
+        let place = Place::new(file, text);
+        raw.check(&place)?;
+        let tenants = raw.tenants.map(Tenants::new).transpose();
+        let tenants = tenants.map_err(|(key, reason)| place.error("tenants", key, reason))?;
         let stall_timeout = place.seconds("stall_timeout_s", raw.load.stall_timeout_s)?;
         let request_timeout = place.seconds("request_timeout_s", raw.load.request_timeout_s)?;
         Ok(Self {
@@ -338,13 +206,16 @@ impl Workload {
             api: raw.api,
             texts: raw.texts.unwrap_or(1),
             max_tokens: raw.max_tokens,
+            is_streamed: raw.stream && raw.api != Api::Classify,
             temperature: raw.temperature,
             body: raw.body,
             models: raw.models,
             deadline: raw.deadline,
+            tenants,
+            objective: raw.objective,
             prompts: raw.prompts,
             warmup: raw.load.warmup,
-            load: resolve_load(raw.load, &place)?,
+            load: raw.load.resolve(&place)?,
             stall_timeout,
             request_timeout,
             check: raw.check,
@@ -359,116 +230,62 @@ impl Workload {
     pub fn read_prompts(&self, source: &PromptSource) -> Result<PromptSet, PromptError> {
         PromptSet::read(source, |name| builtin::read_beside(self.folder.as_deref(), name))
     }
+
+    /// Reads the load's trace, if it replays one.
+    ///
+    /// # Errors
+    /// When the file is missing, or names line and column of its first mistake.
+    pub fn read_trace(&self) -> Result<Option<Trace>, TraceError> {
+        let Load::Trace { trace: file, .. } = &self.load else { return Ok(None) };
+        let read = builtin::read_beside(self.folder.as_deref(), file);
+        let text = read.map_err(|source| TraceError::Read { file: file.clone(), source })?;
+        let is_tenant = |name: &str| self.tenants.as_ref().is_some_and(|all| all.named(name).is_some());
+        Trace::parse(file, &text, is_tenant).map(Some)
+    }
+}
+
+impl RawWorkload {
+    /// What the tables other than `[load]` must keep, beyond the types of their values.
+    fn check(&self, place: &Place<'_>) -> Result<(), WorkloadError> {
+        let folder_name_is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if self.name.is_empty() || !self.name.chars().all(folder_name_is_plain) {
+            return Err(place.error("", "name", "must be letters, digits, '-', '_' or '.'"));
+        }
+        if self.texts == Some(0) {
+            return Err(place.error("", "texts", "must be at least 1"));
+        }
+        if self.texts.is_some() && self.api != Api::Classify {
+            return Err(place.error("", "texts", "only a classification has several texts"));
+        }
+        if self.body.contains_key("stream") {
+            return Err(place.error("body", "stream", "is a key of the workload itself: stream = false"));
+        }
+        if !(0.0..=1.0).contains(&self.check.max_error_share) {
+            return Err(place.error("check", "max_error_share", "must lie between 0 and 1"));
+        }
+        let deadline_ms = self.deadline.as_ref().map_or([1, 1], |deadline| deadline.ms);
+        if deadline_ms[0] == 0 || deadline_ms[1] < deadline_ms[0] {
+            return Err(place.error("deadline", "ms", "must be [shortest, longest], both above 0"));
+        }
+        let deadline_header =
+            self.deadline.as_ref().map(|deadline| header(&deadline.header, "1")).transpose();
+        deadline_header.map_err(|reason| place.error("deadline", "header", reason))?;
+        let objective = self.objective.as_ref().map_or(Ok(()), |objective| objective.validate(self.stream));
+        objective.map_err(|(key, reason)| place.error("objective", key, reason))?;
+        if self.load.is_ramp() && self.objective.is_none() {
+            let reason = "a ramp rises until the table [objective] no longer holds: it is missing";
+            return Err(place.error("load", "mode", reason));
+        }
+        let models = self.models.as_ref().map_or(Ok(()), ModelMix::validate);
+        models.map_err(|(key, reason)| place.error("models", key, reason))?;
+        self.prompts.validate().map_err(|(key, reason)| place.error("prompts", key, reason))
+    }
 }
 
 /// The comment lines at the beginning of a file, as one paragraph.
 fn leading_comment(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim).collect();
     lines.join(" ")
-}
-
-fn resolve_load(raw: RawLoad, place: &Place<'_>) -> Result<Load, WorkloadError> {
-    let load = match raw.mode {
-        Mode::Closed => Load::Closed {
-            clients: place.levels("clients", raw.clients.as_deref(), |&n| n > 0)?,
-            amount: resolve_amount(&raw, place)?,
-        },
-        Mode::Open => Load::Open {
-            arrivals: raw.arrivals.ok_or_else(|| place.error("load", "arrivals", "is missing"))?,
-            rates: place.levels("rates", raw.rates.as_deref(), |&r| r.is_finite() && r > 0.0)?,
-            amount: resolve_amount(&raw, place)?,
-            max_in_flight: raw.max_in_flight.unwrap_or(512).max(1),
-        },
-        Mode::LongPrompt => {
-            let prompts = raw.long.ok_or_else(|| place.error("load", "long", "is missing"))?;
-            prompts.validate().map_err(|(key, reason)| place.error("load.long", key, reason))?;
-            let trials = raw.trials.unwrap_or(1);
-            if trials == 0 {
-                return Err(place.error("load", "trials", "must be at least 1"));
-            }
-            let rest_s = raw.rest_s.unwrap_or(0.0);
-            Load::LongPrompt {
-                streams: place.levels("streams", raw.streams.as_deref(), |&n| n > 0)?,
-                settle_tokens: raw.settle_tokens.unwrap_or(8).max(2),
-                trials,
-                rest: Duration::try_from_secs_f64(rest_s)
-                    .map_err(|error| place.error("load", "rest_s", error.to_string()))?,
-                prompts: Box::new(prompts),
-                max_tokens: raw.long_max_tokens.unwrap_or(8).max(1),
-            }
-        }
-    };
-    Ok(load)
-}
-
-fn resolve_amount(raw: &RawLoad, place: &Place<'_>) -> Result<Amount, WorkloadError> {
-    match (raw.requests, raw.requests_per_client, raw.duration_s) {
-        (Some(0), None, None) => Err(place.error("load", "requests", "must be at least 1")),
-        (None, Some(0), None) => Err(place.error("load", "requests_per_client", "must be at least 1")),
-        (Some(requests), None, None) => Ok(Amount::Requests(requests)),
-        (None, Some(requests), None) if raw.mode == Mode::Closed => Ok(Amount::RequestsPerClient(requests)),
-        (None, None, Some(seconds)) => Ok(Amount::Duration(place.seconds("duration_s", seconds)?)),
-        _ => {
-            let reason =
-                "give exactly one of requests, requests_per_client (closed loop only) and duration_s";
-            Err(place.error("load", "requests", reason))
-        }
-    }
-}
-
-/// The text of a workload, to find a key's line in.
-struct Place<'a> {
-    file: &'a str,
-    text: &'a str,
-}
-
-impl Place<'_> {
-    fn error(&self, table: &str, key: &str, reason: impl Into<String>) -> WorkloadError {
-        let name = if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") };
-        let (file, line) = (self.file.to_owned(), self.line_of(table, key));
-        WorkloadError::Value { file, line, key: name, reason: reason.into() }
-    }
-
-    /// One-based line of a key, or of its table if the key is missing.
-    fn line_of(&self, table: &str, key: &str) -> usize {
-        let mut current = "";
-        let mut table_line = 1;
-        for (index, line) in self.text.lines().enumerate() {
-            let line = line.trim();
-            if let Some(header) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-                current = header.trim();
-                if current == table {
-                    table_line = index + 1;
-                }
-            } else if current == table && line.split('=').next().is_some_and(|left| left.trim() == key) {
-                return index + 1;
-            }
-        }
-        table_line
-    }
-
-    fn seconds(&self, key: &str, seconds: f64) -> Result<Duration, WorkloadError> {
-        match Duration::try_from_secs_f64(seconds) {
-            Ok(duration) if !duration.is_zero() => Ok(duration),
-            _ => Err(self.error("load", key, "must be a number of seconds above 0")),
-        }
-    }
-
-    fn levels<T: Clone>(
-        &self,
-        key: &str,
-        levels: Option<&[T]>,
-        is_good: impl Fn(&T) -> bool,
-    ) -> Result<Vec<T>, WorkloadError> {
-        match levels {
-            None => Err(self.error("load", key, "is missing")),
-            Some([]) => Err(self.error("load", key, "must name at least one level")),
-            Some(levels) if !levels.iter().all(is_good) => {
-                Err(self.error("load", key, "every level must be above 0"))
-            }
-            Some(levels) => Ok(levels.to_vec()),
-        }
-    }
 }
 
 #[cfg(test)]

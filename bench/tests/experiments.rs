@@ -64,11 +64,15 @@ impl Bench {
 
 /// The built node, if there is one to test on.
 fn built() -> Option<PathBuf> {
-    let program = std::env::var_os("QUERN_TEST_PROGRAM").map(PathBuf::from);
-    if program.is_none() {
+    let Some(program) = std::env::var_os("QUERN_TEST_PROGRAM").map(PathBuf::from) else {
         eprintln!("SKIPPED: set QUERN_TEST_PROGRAM to a built quern to test experiments on nodes");
+        return None;
+    };
+    if !program.is_file() {
+        eprintln!("SKIPPED: no program at {}, which QUERN_TEST_PROGRAM names", program.display());
+        return None;
     }
-    program
+    Some(program)
 }
 
 const FAILS: &str = "[ \"$1\" != --version ] || { echo quern 0; exit 0; }\necho no luck today >&2\nexit 3\n";

@@ -36,7 +36,7 @@ use self::labels::Labels;
 use self::stored::Memory;
 
 pub use self::error::Error;
-pub use self::found::{Base, Found};
+pub use self::found::{Base, Found, check_path};
 pub use self::order::{InWork, Named, Order, Origin, Settings, Status};
 pub use self::version::{Drained, Lease, Version};
 pub use self::watch::{Watched, keep_watching, lying_in};
@@ -142,7 +142,7 @@ impl Registry {
 
     /// What a request holds while it is served with an adapter; `None` where there is
     /// none of that name. Waits while the content of one that was not used for long is
-    /// brought to memory.
+    /// brought to memory, where it stays as long as this is held.
     ///
     /// # Errors
     /// [`Error::Unusable`] when it is not there any more, or not as it was.
@@ -150,14 +150,19 @@ impl Registry {
         let Some(version) = self.lock().served.get(name).map(|entry| Arc::clone(&entry.version)) else {
             return Ok(None);
         };
-        let lease = Lease::new(version);
-        if !lease.content().is_at_hand() {
+        let mut lease = Lease::new(version);
+        if !lease.is_ready() {
             let _turn = self.0.staging.acquire().await.expect("it is never closed");
             let content = Arc::clone(lease.content());
-            let staged = off_thread(move || content.stage()).await?;
-            if let Err(why) = staged {
-                self.note_error(name, lease.id(), &why);
-                return Err(Error::Unusable { name: name.to_owned(), why });
+            match off_thread(move || content.prepare()).await? {
+                Ok(copy) => lease.hold(copy),
+                Err(why) => {
+                    self.note_error(name, lease.id(), &why);
+                    // It serves on for as long as engines keep it.
+                    if !lease.content().is_on_device() {
+                        return Err(Error::Unusable { name: name.to_owned(), why });
+                    }
+                }
             }
         }
         metrics::counter!("quern_adapter_requests_total", "adapter" => self.0.labels.of(name)).increment(1);
@@ -214,7 +219,7 @@ impl Registry {
         InWork { running: named(running), waiting: named(waiting), num_resident: resident.len() }
     }
 
-    /// Bytes of copies in memory.
+    /// Bytes of copies that are kept in memory.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         self.0.memory.used_bytes()

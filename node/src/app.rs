@@ -4,6 +4,7 @@
 //! file and binds both sockets. [`App::run`] loads, serves, waits for the signal
 //! to end, and drains. In between nothing is hidden: the wiring can be read here.
 
+mod calibration;
 mod check;
 mod classifiers;
 mod engines;
@@ -17,8 +18,8 @@ use std::path::PathBuf;
 use quern_gguf::{Gguf, GgufError};
 use quern_models::{PullError, PullOptions, ResolveError, ResolvedModel, catalog, pull, resolve};
 
-use crate::adapters::Base;
-use crate::config::Config;
+use crate::adapters::{self, Base, check_path};
+use crate::config::{self, Config};
 use crate::http::ServeError;
 
 pub use check::CheckedAdapter;
@@ -43,6 +44,9 @@ pub enum AppError {
     /// The file is damaged, cut short, or no model.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// Adapters are not where the configuration says.
+    #[error("{}", lines(.0))]
+    Misplaced(Vec<Misplaced>),
     /// An address cannot be listened on.
     #[error("{key}: cannot listen on {address}: {source}")]
     Listen {
@@ -71,8 +75,22 @@ impl AppError {
     /// Whether the configuration is at fault, and not the moment.
     #[must_use]
     pub fn is_usage(&self) -> bool {
-        matches!(self, AppError::Resolve { .. })
+        matches!(self, AppError::Resolve { .. } | AppError::Misplaced(_))
     }
+}
+
+/// A path of the configuration that leads to no adapter.
+#[derive(Debug, thiserror::Error)]
+#[error("adapter[{idx}].path: {source}")]
+pub struct Misplaced {
+    /// Its place among the configured adapters, those of flags behind those of the file.
+    pub idx: usize,
+    /// What is there.
+    pub source: adapters::Error,
+}
+
+fn lines(all: &[Misplaced]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// A node that has its sockets and knows its model, and does not serve yet.
@@ -128,6 +146,19 @@ impl App {
     pub fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
         Ok((self.public.local_addr()?, self.admin.local_addr()?))
     }
+}
+
+/// Looks whether the adapters that the configuration names are where it says: to be
+/// called first, since all else takes longer to find out. Opens nothing.
+///
+/// # Errors
+/// [`AppError::Misplaced`] with all that are not.
+pub fn look_for_adapters(config: &Config) -> Result<(), AppError> {
+    let look = |(idx, adapter): (usize, &config::Adapter)| {
+        check_path(&adapter.path).err().map(|source| Misplaced { idx, source })
+    };
+    let misplaced: Vec<Misplaced> = config.adapter.iter().enumerate().filter_map(look).collect();
+    if misplaced.is_empty() { Ok(()) } else { Err(AppError::Misplaced(misplaced)) }
 }
 
 /// Fetches the models of the catalogue that the configuration names and that are

@@ -248,7 +248,8 @@ mod tests {
         assert!(resolve(&["--adapter", "a b=c"]).unwrap_err().contains("cannot be an adapter's name"));
         let config = resolve(&["--adapter", "a=b/c=d"]).expect("good");
         assert_eq!(config.adapter, [crate::config::Adapter::of("a", "b/c=d".as_ref())]);
-        assert!(resolve(&["--engine", "wgsl"]).unwrap_err().contains("does not have the wgsl engine yet"));
+        let wrong = resolve(&["--engine", "wgsl", "--set", "engine.wgsl.max_rows=0"]).unwrap_err();
+        assert!(wrong.contains("engine.wgsl.max_rows: max_rows is 0, but must be from 1"), "{wrong}");
         assert!(resolve(&["--set", "x"]).unwrap_err().contains("KEY=VALUE"));
     }
 }

@@ -99,6 +99,8 @@ pub struct Engine {
     pub kind: EngineKind,
     /// `[engine.llama]`
     pub llama: Llama,
+    /// `[engine.wgsl]`
+    pub wgsl: Wgsl,
     /// `[engine.fake]`
     pub fake: Fake,
 }
@@ -112,7 +114,7 @@ pub enum EngineKind {
     Llama,
     /// Made-up tokens for tests of clients and operations.
     Fake,
-    /// The portable engine, which this build does not have.
+    /// Our own kernels, on any GPU that Vulkan, Metal or DirectX reaches.
     Wgsl,
 }
 
@@ -155,6 +157,42 @@ pub struct Llama {
     pub mlock: bool,
     /// Rearrange weights for the CPU while loading.
     pub repack: bool,
+}
+
+/// `[engine.wgsl]`, see `quern_wgsl::WgslConfig`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Wgsl {
+    /// A part of the device's name; empty takes the fastest kind there is.
+    pub device: String,
+    /// What reaches the device.
+    pub backend: Backend,
+    /// Longest sequence in tokens; 0 takes what the model was trained for.
+    pub max_sequence_len: u32,
+    /// Tokens of key-value state over all sequences.
+    pub kv_capacity: u32,
+    /// Sequences at once.
+    pub max_sequences: u32,
+    /// Rows in one step.
+    pub max_rows: u32,
+    /// Rows with an output in one step.
+    pub max_outputs: u32,
+    /// Adapters that can be loaded at once, with ranks up to 8, 16, 32 and 64.
+    pub adapter_slots: [u32; 4],
+}
+
+/// What reaches a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// Whichever has a fitting device.
+    Any,
+    /// Vulkan.
+    Vulkan,
+    /// Metal.
+    Metal,
+    /// DirectX 12.
+    Dx12,
 }
 
 /// How a model is spread over several GPUs.

@@ -3,9 +3,10 @@
 //!
 //! `--text` gives perplexity (`perplexity.rs`), `--csv` accuracy on labelled rows, by a
 //! classification head (`pooled.rs`) or by how likely the model is to say each label
-//! (`spoken.rs`), and `--calibrate` fits a classifier's temperature. What does the
-//! computing knows tokens and engines alone; `subject.rs` opens models, `reading.rs` and
-//! `labelling.rs` put the parts together, and `report.rs` says what came out.
+//! (`spoken.rs`, with the tokens that `/v1/classify` scores), and `--calibrate` fits a
+//! classifier's temperature. What does the computing knows tokens and engines alone;
+//! `subject.rs` opens models, `reading.rs` and `labelling.rs` put the parts together, and
+//! `report.rs` says what came out.
 
 mod confusion;
 mod importance;
@@ -33,6 +34,8 @@ use quern_models::ResolveError;
 use quern_text::{TemplateError, TokenizerError};
 
 use subject::Machine;
+
+use crate::serving;
 
 pub use importance::{ImportanceArgs, importance, measure};
 pub use reference::ReferenceError;
@@ -110,9 +113,14 @@ pub struct LabellingArgs {
     /// Judge no more than so many rows.
     #[arg(long, value_name = "N", value_parser = at_least(1), conflicts_with = "text")]
     pub rows: Option<u32>,
-    /// The system's message before each text, for models that answer with a label.
+    /// The system's message before each text, for models that answer with a label. {text} in it is the row's
+    /// text, too, as in a classifier's messages.
     #[arg(long, value_name = "TEXT", conflicts_with = "text")]
     pub system: Option<String>,
+    /// Whether the token that ends an answer is part of each label, for models that answer with one; where unset
+    /// it is, if one label is the beginning of another.
+    #[arg(long, value_name = "BOOL", conflicts_with = "text")]
+    pub end_token: Option<bool>,
     /// A file with all labels, one a line or as JSON with id2label, for models that answer with one; those of
     /// the CSV file without it.
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
@@ -123,7 +131,8 @@ pub struct LabellingArgs {
     /// Write labels and probabilities of all rows as CSV, before any calibration.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "calibrate"])]
     pub predictions: Option<PathBuf>,
-    /// Compare with labels and probabilities of another program: columns text, label, predicted, and one a label.
+    /// Compare with labels and probabilities of another program: columns text, label, predicted, and one a label;
+    /// rows as in the CSV file, of which --rows may leave out the last.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "calibrate"])]
     pub reference: Option<PathBuf>,
 }
@@ -146,6 +155,9 @@ pub enum EvalError {
     /// The model could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// A text and its labels cannot be turned into tokens.
+    #[error(transparent)]
+    Wording(#[from] serving::Error),
     /// Its vocabulary cannot be used.
     #[error("tokenizer: {0}")]
     Tokenizer(#[from] TokenizerError),

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Parser;
-use quern::app::{App, AppError, Ended, pull_missing};
+use quern::app::{App, AppError, Ended, look_for_adapters, pull_missing};
 use quern::cli::{Cli, Command, PolicyCommand, PullArgs, ServeArgs};
 use quern::config::{Config, EngineKind, Layers};
 use quern::eval::{EvalError, eval, importance, measure};
@@ -64,6 +64,7 @@ fn serve(args: &ServeArgs) -> Result<(), Exit> {
         return Ok(());
     }
     logging::init(config.logging.format, &config.logging.level).map_err(usage)?;
+    look_for_adapters(&config).map_err(app_failed)?;
     pull_missing(&config, &Terminal::new()).map_err(app_failed)?;
     let metrics = metrics::install(engine_name(&config)).map_err(failed)?;
     let app = App::build(config).map_err(app_failed)?;
@@ -96,6 +97,7 @@ fn check(args: &ServeArgs) -> Result<(), Exit> {
     if args.print_config {
         return Ok(());
     }
+    look_for_adapters(&config).map_err(app_failed)?;
     let app = App::build(config).map_err(app_failed)?;
     runtime()?.block_on(app.check()).map_err(app_failed)?;
     check_adapters(&app)?;

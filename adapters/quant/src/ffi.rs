@@ -113,21 +113,40 @@ impl Codec for Ggml {
 /// Quantises a file by llama.cpp's own quantiser: what ours is held against in tests. It is slower to stop
 /// and leaves half a file behind when it fails. Silences llama.cpp's log for the whole process.
 ///
+/// `importance` has matrices' names and the importance of their columns; there is none where it is empty.
+///
 /// # Errors
 ///
-/// A path holds a zero byte, or llama.cpp refused.
+/// A path or a name holds a zero byte, or llama.cpp refused.
 #[doc(hidden)]
-pub fn quantise_by_llama(from: &Path, to: &Path, file_type: FileType) -> Result<(), &'static str> {
-    let text =
-        |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(|_| "a path holds a zero byte");
-    let (from, to) = (text(from)?, text(to)?);
+pub fn quantise_by_llama(
+    from: &Path,
+    to: &Path,
+    file_type: FileType,
+    importance: &[(String, Vec<f32>)],
+) -> Result<(), &'static str> {
+    let text = |bytes: &[u8]| CString::new(bytes).map_err(|_| "a path or a name holds a zero byte");
+    let (from, to) = (text(from.as_os_str().as_bytes())?, text(to.as_os_str().as_bytes())?);
+    let names: Vec<CString> =
+        importance.iter().map(|(name, _)| text(name.as_bytes())).collect::<Result<_, _>>()?;
+    let entry = |(name, (_, columns)): (&CString, &(String, Vec<f32>))| sys::llama_model_imatrix_data {
+        name: name.as_ptr(),
+        data: columns.as_ptr(),
+        size: columns.len(),
+    };
+    let end = sys::llama_model_imatrix_data { name: ptr::null(), data: ptr::null(), size: 0 };
+    let entries: Vec<_> = names.iter().zip(importance).map(entry).chain([end]).collect();
     // SAFETY: `quiet` has the expected signature, lives forever and uses no user data.
     unsafe { sys::llama_log_set(Some(quiet), ptr::null_mut()) };
     // SAFETY: takes nothing and returns a plain struct.
     let mut params = unsafe { sys::llama_model_quantize_default_params() };
     params.ftype = file_type.number();
     params.allow_requantize = true;
-    // SAFETY: both paths are strings that outlive the call, and the parameters hold no dangling pointers.
+    if !importance.is_empty() {
+        params.imatrix = entries.as_ptr();
+    }
+    // SAFETY: both paths are strings that outlive the call, and so do the importance's entries, names and
+    // numbers, whose lengths are those of their slices and whose last entry has no name, which ends them.
     // llama.cpp catches its own exceptions there.
     let code = unsafe { sys::llama_model_quantize(from.as_ptr(), to.as_ptr(), &raw const params) };
     if code == 0 { Ok(()) } else { Err("llama.cpp refused") }

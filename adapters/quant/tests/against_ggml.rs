@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use quern_adapters::{Codec, CodecError, FileType, Plain, Summary, Types, Unchanged, rewrite};
+use quern_adapters::{Codec, CodecError, FileType, Importance, Plain, Summary, Types, Unchanged, rewrite};
 use quern_gguf::tiny::{Arch, TinySpec};
 use quern_gguf::{Gguf, TensorType};
 use quern_quant::{Ggml, quantise_by_llama};
@@ -101,8 +101,24 @@ fn importance_moves_the_numbers_and_wrong_lengths_are_refused() {
 }
 
 fn quantise(from: &Path, to: &Path, file_type: FileType) -> Summary {
+    weighed(from, to, file_type, None)
+}
+
+fn weighed(from: &Path, to: &Path, file_type: FileType, importance: Option<&Importance>) -> Summary {
     let source = Gguf::open(from).unwrap();
-    rewrite(&source, &mut Unchanged, Types::Of(file_type, None), &Ggml, to, &mut |_| {}).unwrap()
+    rewrite(&source, &mut Unchanged, Types::Of(file_type, importance), &Ggml, to, &mut |_| {}).unwrap()
+}
+
+/// Columns of all matrices with layers, no two alike and some far more important than others.
+fn columns(model: &Path) -> Vec<(String, Vec<f32>)> {
+    let tensors = Gguf::open(model).unwrap().tensors().to_vec();
+    let matrices = tensors.iter().filter(|one| one.name.starts_with("blk.") && one.shape.len() == 2);
+    let column = |(idx, weight): (usize, f32)| weight.abs() * if idx % 53 == 7 { 900.0 } else { 1.0 };
+    let named = matrices.enumerate().map(|(idx, matrix)| {
+        let weights = weights(matrix.shape[0] as usize + idx).split_off(idx);
+        (matrix.name.clone(), weights.into_iter().enumerate().map(column).collect())
+    });
+    named.collect()
 }
 
 /// Every tensor has the same type and the same bytes.
@@ -130,9 +146,30 @@ fn files_of_all_types_are_llama_cpp_s_byte_for_byte() {
         quern_gguf::tiny::write(&path("source.gguf"), &spec).unwrap();
         for file_type in FileType::all() {
             quantise(&path("source.gguf"), &path("ours.gguf"), file_type);
-            quantise_by_llama(&path("source.gguf"), &path("llamas.gguf"), file_type).unwrap();
+            quantise_by_llama(&path("source.gguf"), &path("llamas.gguf"), file_type, &[]).unwrap();
             assert_same(&path("ours.gguf"), &path("llamas.gguf"), file_type);
         }
+    }
+}
+
+#[test]
+fn weighed_files_of_all_types_are_llama_cpp_s_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for (hidden, heads, kv_heads) in [(256, 4, 2), (288, 9, 3)] {
+        let spec = TinySpec { layers: 9, hidden, heads, kv_heads, ..TinySpec::new(Arch::Qwen2, 5) };
+        quern_gguf::tiny::write(&path("source.gguf"), &spec).unwrap();
+        let columns = columns(&path("source.gguf"));
+        let importance = Importance::from_columns(columns.iter().cloned().collect());
+        for file_type in FileType::all() {
+            weighed(&path("source.gguf"), &path("ours.gguf"), file_type, Some(&importance));
+            quantise_by_llama(&path("source.gguf"), &path("llamas.gguf"), file_type, &columns).unwrap();
+            assert_same(&path("ours.gguf"), &path("llamas.gguf"), file_type);
+        }
+        quantise(&path("source.gguf"), &path("ours.gguf"), FileType::Q2_K);
+        weighed(&path("source.gguf"), &path("weighed.gguf"), FileType::Q2_K, Some(&importance));
+        let [plain, weighed] = ["ours.gguf", "weighed.gguf"].map(|name| std::fs::read(path(name)).unwrap());
+        assert!(plain != weighed, "importance makes a difference");
     }
 }
 
@@ -145,7 +182,7 @@ fn the_default_model_is_quantised_as_by_llama_cpp() {
     assert!(summary.num_encoded > 100 && summary.num_requantised == 0);
     for file_type in [FileType::Q8_0, FileType::Q4_K_M] {
         quantise(&path("bf16.gguf"), &path("ours.gguf"), file_type);
-        quantise_by_llama(&path("bf16.gguf"), &path("llamas.gguf"), file_type).unwrap();
+        quantise_by_llama(&path("bf16.gguf"), &path("llamas.gguf"), file_type, &[]).unwrap();
         assert_same(&path("ours.gguf"), &path("llamas.gguf"), file_type);
     }
 }

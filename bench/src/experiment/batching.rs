@@ -21,7 +21,7 @@ use super::load::{Ask, quantile, send, total_ms, ttft_ms};
 use super::section::Findings;
 use super::sheet::{Column, Sheet, less, more, told};
 use super::texts;
-use crate::client::Reply;
+use crate::reply::Reply;
 
 /// See the module's text.
 pub(super) const ABOUT: About = About {

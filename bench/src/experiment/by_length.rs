@@ -4,8 +4,8 @@ use super::lab::{Lab, Served};
 use super::load::{Ask, decode_rate, prefill_rate, ttft_ms};
 use super::speed::{DECODE, Figures, PREFILL, PROMPT, TTFT};
 use super::texts;
-use crate::client::Reply;
 use crate::node::NodeSettings;
+use crate::reply::Reply;
 
 /// Words of the text by which tokens a word are counted.
 const PROBE_WORDS: usize = 200;

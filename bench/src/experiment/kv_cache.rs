@@ -10,7 +10,7 @@ use super::load::{Ask, total_ms, ttft_ms};
 use super::section::Findings;
 use super::sheet::{Column, Sheet, less, more, told};
 use super::speed::{ANONYMOUS, DECODE, PREFILL, PROMPT, TTFT};
-use crate::kv_size::{KV_TYPES, KvShape};
+use crate::kv_size::{FORMATS, KvFormat, KvShape, KvSizeError};
 
 /// See the module's text.
 pub(super) const ABOUT: About = About {
@@ -60,32 +60,35 @@ const NUM_WITHOUT_CACHE: usize = 2;
 #[derive(Debug, Clone, Copy)]
 enum Way {
     /// The cache in this format; beginnings shared or not.
-    Cached(&'static str, bool),
+    Cached(KvFormat, bool),
     /// Every token asked for by itself, with all before it as the prompt.
     Without,
 }
 
 pub(super) fn kv_cache(lab: &Lab, args: &KvCacheArgs) -> anyhow::Result<Findings> {
     let lengths = by_length::lengths(lab, &args.lengths)?;
-    let mut ways: Vec<(String, Way)> = KV_TYPES.map(|kind| (kind.to_owned(), Way::Cached(kind, true))).into();
-    ways.push(("f16, nothing shared".to_owned(), Way::Cached("f16", false)));
+    let [plain, ..] = FORMATS;
+    let mut ways: Vec<(String, Way)> =
+        FORMATS.map(|format| (format.name.to_owned(), Way::Cached(format, true))).into();
+    ways.push((format!("{}, nothing shared", plain.name), Way::Cached(plain, false)));
     ways.push(("no cache".to_owned(), Way::Without));
     lab.expect_steps(ways.len() * lab.wish.rounds);
     let mut sheet = Sheet::new(Some(LENGTH), COLUMNS);
-    let shape = KvShape::read(&lab.wish.model)?;
-    // Answers with f16, by length, of the present round.
+    // Not every architecture has a size that is known; what nodes do with it can be measured all the same.
+    let shape = KvShape::read(&lab.wish.model);
+    // Answers with the plain format, by length, of the present round.
     let mut answers: Vec<String> = Vec::new();
     lab.rounds(&mut sheet, &ways, |sheet, (name, &way), round| {
         let settings = by_length::settings(lab, &lengths);
         let settings = match way {
-            Way::Cached(kind, is_shared) => {
-                settings.with("--kv-type", kind).set("scheduler.prefix_cache", is_shared)
+            Way::Cached(format, is_shared) => {
+                settings.with("--kv-type", format.name).set("scheduler.prefix_cache", is_shared)
             }
             Way::Without => settings.set("scheduler.prefix_cache", false),
         };
         let warm = Warm::start(lab, &settings)?;
         let served = &warm.served;
-        if matches!(way, Way::Cached("f16", true)) {
+        if name == plain.name {
             answers.clear();
         }
         for (idx, &length) in lengths.iter().enumerate() {
@@ -108,13 +111,14 @@ pub(super) fn kv_cache(lab: &Lab, args: &KvCacheArgs) -> anyhow::Result<Findings
                 answers.push(reply.text);
             }
         }
-        if let Way::Cached(kind, _) = way {
+        if let Way::Cached(format, _) = way {
             let memory = served.node.memory().map(|memory| memory.anonymous_mib);
             let metrics = lab.wait(async { Ok(served.node.metrics().await?) })?;
             let capacity = metrics.sum("quern_kv_capacity_tokens").unwrap_or(0.0) as u64;
-            let computed = shape.size_bytes(capacity, kind)? as f64 / 1024.0 / 1024.0;
+            let computed = shape.as_ref().ok().and_then(|shape| shape.bytes(format, capacity));
+            let computed = computed.map(|bytes| bytes as f64 / f64::from(1 << 20));
             let allocated = logged_mib(&served.node.log()?, "KV buffer size");
-            let figures = [(KV.id, allocated), (KV_COMPUTED.id, Some(computed)), (ANONYMOUS.id, memory)];
+            let figures = [(KV.id, allocated), (KV_COMPUTED.id, computed), (ANONYMOUS.id, memory)];
             sheet.add(name, lengths[0] as f64, round, figures);
         }
         Ok(())
@@ -126,7 +130,7 @@ pub(super) fn kv_cache(lab: &Lab, args: &KvCacheArgs) -> anyhow::Result<Findings
         Panel::Bars(KV.id, lengths[0] as f64),
         Panel::Lines(EQUAL.id),
     ];
-    let told = vec![check_of_sizes(&sheet, lengths[0] as f64)];
+    let told = vec![check_of_sizes(&sheet, lengths[0] as f64, shape.as_ref().err())];
     let mut findings = Findings::new(sheet, panels);
     findings.told = told;
     describe(&mut findings);
@@ -170,16 +174,20 @@ fn equal_share(first: &str, other: &str) -> f64 {
 }
 
 /// Whether the calculator is right about every format.
-fn check_of_sizes(sheet: &Sheet, level: f64) -> String {
-    let both = |kind: &&str| {
-        let said = sheet.spread(kind, level, KV.id)?.median;
-        let computed = sheet.spread(kind, level, KV_COMPUTED.id)?.median;
+fn check_of_sizes(sheet: &Sheet, level: f64, trouble: Option<&KvSizeError>) -> String {
+    if let Some(trouble) = trouble {
+        return format!("`quern-bench kv-size` could not be checked: {trouble}.");
+    }
+    let both = |format: &KvFormat| {
+        let name = format.name;
+        let said = sheet.spread(name, level, KV.id)?.median;
+        let computed = sheet.spread(name, level, KV_COMPUTED.id)?.median;
         Some(format!(
-            "{kind}: {said:.2} MiB allocated, {computed:.2} computed ({:+.2} %)",
+            "{name}: {said:.2} MiB allocated, {computed:.2} computed ({:+.2} %)",
             (computed / said - 1.0) * 100.0
         ))
     };
-    let checked: Vec<String> = KV_TYPES.iter().filter_map(both).collect();
+    let checked: Vec<String> = FORMATS.iter().filter_map(both).collect();
     if checked.is_empty() {
         return "`quern-bench kv-size` could not be checked: the node did not say what it allocated."
             .to_owned();
@@ -202,10 +210,13 @@ mod tests {
     #[test]
     fn the_calculator_is_judged_by_what_was_allocated() {
         let mut sheet = Sheet::new(Some(LENGTH), COLUMNS);
-        assert!(check_of_sizes(&sheet, 256.0).contains("could not be checked"));
+        assert!(check_of_sizes(&sheet, 256.0, None).contains("could not be checked: the node"));
         sheet.add("q8_0", 256.0, 0, [(KV.id, Some(100.0)), (KV_COMPUTED.id, Some(101.0))]);
         assert!(
-            check_of_sizes(&sheet, 256.0).contains("q8_0: 100.00 MiB allocated, 101.00 computed (+1.00 %)")
+            check_of_sizes(&sheet, 256.0, None)
+                .contains("q8_0: 100.00 MiB allocated, 101.00 computed (+1.00 %)")
         );
+        let unknown = KvSizeError::Architecture { name: "other".to_owned() };
+        assert!(check_of_sizes(&sheet, 256.0, Some(&unknown)).contains("\"other\""));
     }
 }

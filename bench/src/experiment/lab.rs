@@ -20,9 +20,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::load::{Ask, REQUEST_TIMEOUT, STALL_TIMEOUT, send_all};
 use super::sheet::Sheet;
 use super::texts;
-use crate::client::{Client, Reply, Server};
+use crate::client::{Client, Server};
 use crate::node::{Node, NodeSettings};
 use crate::process::Running;
+use crate::reply::Reply;
 
 /// Time for a node to be ready: long enough for a large model from a slow disk.
 const START_TIMEOUT: Duration = Duration::from_secs(300);
@@ -100,7 +101,7 @@ impl Lab {
         let style = "{bar:30} {pos}/{len} [{elapsed}] {msg}";
         bar.set_style(ProgressStyle::with_template(style).expect("the template is a constant"));
         bar.enable_steady_tick(Duration::from_millis(500));
-        let client = Client::new(STALL_TIMEOUT, REQUEST_TIMEOUT)?;
+        let client = Client::new(STALL_TIMEOUT, REQUEST_TIMEOUT);
         Ok(Self {
             wish,
             runtime,

@@ -6,7 +6,9 @@ use futures_util::future::join_all;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use crate::client::{Client, Reply, Server};
+use crate::client::{Client, Server};
+use crate::reply::Reply;
+use crate::request::{AnswerShape, Question};
 
 /// Longest silence before a request counts as stalled.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -62,12 +64,13 @@ impl Ask {
         Self { model: Some(model.to_owned()), ..self }
     }
 
-    fn path(&self) -> &'static str {
-        match self.kind {
-            Kind::Text => "/v1/completions",
-            Kind::Chat => "/v1/chat/completions",
-            Kind::Label => "/v1/classify",
-        }
+    fn question(&self, server: &Server) -> Question {
+        let (path, shape) = match self.kind {
+            Kind::Text => ("/v1/completions", AnswerShape::Stream),
+            Kind::Chat => ("/v1/chat/completions", AnswerShape::Stream),
+            Kind::Label => ("/v1/classify", AnswerShape::Labels),
+        };
+        Question { path, body: self.body(server).into(), shape }
     }
 
     fn body(&self, server: &Server) -> String {
@@ -100,8 +103,7 @@ impl Ask {
 /// # Errors
 /// Says how it failed.
 pub async fn send(client: &Client, server: &Server, ask: &Ask, intended: Instant) -> anyhow::Result<Reply> {
-    let body = ask.body(server).into();
-    let reply = client.ask(server, ask.path(), body, intended, |_| {}).await;
+    let reply = client.ask(server, &ask.question(server), intended, |_| {}).await;
     match &reply.failure {
         None => Ok(reply),
         Some((kind, message)) => anyhow::bail!("a request failed: {kind}: {message}"),
@@ -168,15 +170,12 @@ pub(super) mod tests {
     pub(crate) fn reply(begin: Instant, deltas_ms: &[u64], prompt_tokens: u64) -> Reply {
         let deltas: Vec<Instant> = deltas_ms.iter().map(|ms| begin + Duration::from_millis(*ms)).collect();
         Reply {
-            intended: begin,
             sent: begin,
             ended: deltas.last().copied().unwrap_or(begin),
             completion_tokens: Some(deltas.len() as u64),
             deltas,
-            text: String::new(),
             prompt_tokens: Some(prompt_tokens),
-            finish_reason: None,
-            failure: None,
+            ..Reply::new(begin)
         }
     }
 
@@ -213,7 +212,7 @@ pub(super) mod tests {
         assert_eq!((&body["model"], &body["messages"][1]["content"]), (&json!("a"), &json!("x")));
         let label = Ask::label("x".to_owned());
         assert_eq!(
-            (label.path(), label.body(&server)),
+            (label.question(&server).path, label.body(&server)),
             ("/v1/classify", r#"{"model":"base","input":["x"]}"#.to_owned())
         );
     }

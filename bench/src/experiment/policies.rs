@@ -17,7 +17,7 @@ use super::section::Findings;
 use super::sheet::{Column, Sheet, less, more, told};
 use super::speed::Figures;
 use super::{steps, texts};
-use crate::client::Reply;
+use crate::reply::Reply;
 
 /// See the module's text.
 pub(super) const ABOUT: About = About {

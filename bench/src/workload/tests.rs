@@ -47,6 +47,10 @@ fn syntax_errors_name_line_and_key() {
     assert!(wrong_type.contains("line 2") && wrong_type.contains("max_tokens"), "{wrong_type}");
     let wrong_mode = error_of(&GOOD.replace("\"closed\"", "\"shut\""));
     assert!(wrong_mode.contains("line 8") && wrong_mode.contains("mode"), "{wrong_mode}");
+    let no_length = error_of(&GOOD.replace("max_tokens = 8", "max_tokens = 0"));
+    assert!(no_length.contains("line 2") && no_length.contains("max_tokens"), "{no_length}");
+    let no_key = error_of(&GOOD.replace("name = \"probe\"", ""));
+    assert!(no_key.contains("missing field `name`"), "{no_key}");
 }
 
 #[test]
@@ -58,16 +62,41 @@ fn value_errors_name_line_and_key() {
         ("requests_per_client = 4", "requests_per_client = 0", "line 10, key \"load.requests_per_client\""),
         ("requests_per_client = 4", "duration_s = -1.0", "line 10, key \"load.duration_s\""),
         ("requests_per_client = 4", "requests = 4\nduration_s = 1.0", "line 10, key \"load.requests\""),
-        ("max_tokens = 8", "max_tokens = 0", "line 2, key \"max_tokens\""),
         ("name = \"probe\"", "name = \"a/b\"", "line 1, key \"name\""),
         ("inline = [\"one\", \"two\"]", "inline = []", "line 5, key \"prompts.inline\""),
         ("inline = [\"one\", \"two\"]", "", "line 4, key \"prompts.inline\""),
+        (
+            "requests_per_client = 4",
+            "requests = 4\nrates = [1.0]",
+            "line 11, key \"load.rates\": means nothing",
+        ),
+        ("[check]", "[body]\nstream = false\n[check]", "line 13, key \"body.stream\""),
+        ("[check]", "[objective]\nshare = 0.5\n[check]", "line 12, key \"objective.ttft_ms\""),
+        ("[check]", "[objective]\nttft_ms = -1\n[check]", "line 13, key \"objective.ttft_ms\""),
+        ("[check]", "[[tenants]]\nname = \"\"\n[check]", "line 12, key \"tenants.name\""),
         ("non_empty = true", "max_error_share = 2.0", "line 13, key \"check.max_error_share\""),
     ];
     for (from, to, expected) in cases {
         let error = error_of(&GOOD.replace(from, to));
         assert!(error.contains(expected), "{to:?} gave {error}");
     }
+}
+
+#[test]
+fn a_ramp_needs_an_objective_and_rates_that_rise() {
+    let of = |load: &str, more: &str| {
+        let closed = "mode = \"closed\"\nclients = [1, 8]\nrequests_per_client = 4";
+        Workload::parse("probe.toml", &(GOOD.replace(closed, load) + more), None)
+            .map_err(|error| error.to_string())
+    };
+    let ramp = "mode = \"ramp\"\narrivals = \"poisson\"\nstart_rate = 1.0\nmax_rate = 4\nduration_s = 10";
+    let objective = "\n[objective]\nttft_ms = 500\n";
+    assert!(matches!(of(ramp, objective).unwrap().load, Load::Ramp { .. }));
+    assert!(of(ramp, "").unwrap_err().contains("line 8, key \"load.mode\": a ramp rises until"));
+    let falling = of(&ramp.replace("max_rate = 4", "max_rate = 0.5"), objective).unwrap_err();
+    assert!(falling.contains("line 11, key \"load.max_rate\""), "{falling}");
+    let still = of(&format!("{ramp}\nfactor = 1.0"), objective).unwrap_err();
+    assert!(still.contains("line 13, key \"load.factor\""), "{still}");
 }
 
 #[test]
@@ -102,6 +131,8 @@ fn every_built_in_workload_can_be_used() {
         }
         let prompts = workload.read_prompts(&workload.prompts).unwrap();
         assert!(!prompts.get(1, 0).user.trim().is_empty());
+        let trace = workload.read_trace().unwrap();
+        assert_eq!(trace.is_some(), matches!(workload.load, Load::Trace { .. }));
         if let Load::LongPrompt { prompts, .. } = &workload.load {
             let long = workload.read_prompts(prompts).unwrap();
             assert_ne!(long.get(1, 0).user[..12], long.get(1, 1).user[..12], "caches would help");

@@ -7,11 +7,13 @@
 //! these calls, by the scheduler.
 //!
 //! [`fake::FakeEngine`] is the engine for tests; the real ones live in crates
-//! of their own. [`suite`] holds the checks that every engine must pass.
+//! of their own. [`suite`] holds the checks that every engine must pass, [`saved`]
+//! what states begin with that leave an engine.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 pub mod fake;
+pub mod saved;
 pub mod suite;
 
 /// A token's number in the model's vocabulary.

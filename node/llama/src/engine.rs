@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use quern_engine::{
-    AdapterId, Capabilities, Engine, EngineError, Output, Row, SeqId, StepOutput, check_batch,
+    AdapterId, Capabilities, Engine, EngineError, Output, Row, SeqId, StepOutput, check_batch, saved,
 };
 
 use crate::config::{FlashAttention, KvType, LlamaConfig};
@@ -22,7 +22,7 @@ use crate::ffi::{Decode, Session};
 use crate::info::ModelInfo;
 use crate::inputs::{Inputs, MatrixInputs};
 use crate::load::{LlamaModel, LoadError};
-use crate::{log, saved};
+use crate::log;
 
 /// A model in llama.cpp with one context on it.
 pub struct LlamaEngine {

@@ -18,7 +18,6 @@ mod info;
 mod inputs;
 mod load;
 mod log;
-mod saved;
 mod widen;
 
 pub use backends::BACKENDS_DIR_VARIABLE;

@@ -6,7 +6,8 @@
 //!
 //! A loop keeps as many on its engine as a number and a size allow, and lets go of
 //! the one that was not used for longest. It must not know names, formats or
-//! requests, nor where files lie.
+//! requests, nor where files lie; and since a step waits for it, it takes nothing but
+//! what is [`Prepared`]: whoever submits a request holds that ready until it is over.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,24 +23,24 @@ pub trait AdapterSource: Send + Sync {
     /// What it takes on an engine, in bytes.
     fn size_bytes(&self) -> u64;
 
-    /// Whether reading it needs no disk.
-    fn is_in_memory(&self) -> bool;
+    /// The content as engines read it, where somebody holds it ready now. Does not wait.
+    fn prepared(&self) -> Option<Arc<dyn Prepared>>;
 
     /// Whether engines should keep it before others.
     fn is_pinned(&self) -> bool;
-
-    /// Calls `read` with a path that an engine may open until it returns. Blocks, on
-    /// the disk where the content is not in memory.
-    ///
-    /// # Errors
-    /// Why there is no content, for whoever asked; `read` was not called.
-    fn with_file(&self, read: &mut dyn FnMut(&Path)) -> Result<(), String>;
 
     /// An engine holds it from now on, or does not any more.
     fn note_held(&self, is_held: bool) {
         // Only those who place content want to know.
         let _ = is_held;
     }
+}
+
+/// An adapter's content in the form that engines read, while somebody holds it. To make
+/// one may take long, so that whoever makes it is no step loop; to use one does not.
+pub trait Prepared: Send + Sync {
+    /// Where an engine may open it while this is held.
+    fn path(&self) -> &Path;
 }
 
 /// All adapters that may be asked for. Cheap to clone, and all clones are one table.
@@ -149,7 +150,7 @@ impl Residents {
         if id == AdapterId::BASE || self.holds(id) {
             return 2;
         }
-        u8::from(self.files.get(id).is_some_and(|source| source.is_in_memory()))
+        u8::from(self.files.get(id).is_some_and(|source| source.prepared().is_some()))
     }
 
     pub(crate) fn holds(&self, id: AdapterId) -> bool {
@@ -208,9 +209,10 @@ impl Residents {
 
     fn load(&self, id: AdapterId, source: &dyn AdapterSource, engine: &mut dyn Engine) -> Result<(), String> {
         let began = Instant::now();
-        let mut loaded = Ok(());
-        source.with_file(&mut |path| loaded = engine.load_adapter(id, path))?;
-        loaded.map_err(|error| match error {
+        let Some(prepared) = source.prepared() else {
+            return Err("nobody holds its content ready for an engine".to_owned());
+        };
+        engine.load_adapter(id, prepared.path()).map_err(|error| match error {
             // The path is one of ours, and means nothing to anybody.
             EngineError::Adapter { why, .. } => why,
             error => error.to_string(),

@@ -47,7 +47,7 @@ use crate::plan::Planner;
 use crate::request::Failure;
 use crate::step_loop::{StepCosts, StepLoop};
 
-pub use adapters::{AdapterFiles, AdapterLoad, AdapterSource};
+pub use adapters::{AdapterFiles, AdapterLoad, AdapterSource, Prepared};
 pub use completed::{Completion, Outcome};
 pub use handle::{Backlog, Handle, Load, NotTaken};
 pub use pace::{Limits, Pace};

@@ -65,6 +65,19 @@ impl LabelTrie {
         self.ends.len()
     }
 
+    /// The tokens of each label, in the order in which they were given.
+    #[must_use]
+    pub fn labels(&self) -> Vec<Vec<TokenId>> {
+        let tokens = |&end: &NodeIx| self.path(end).into_iter().map(|node| self.nodes[node].token).collect();
+        self.ends.iter().map(tokens).collect()
+    }
+
+    /// Tokens of the longest label.
+    #[must_use]
+    pub fn max_len(&self) -> usize {
+        self.ends.iter().map(|&end| self.nodes[end].depth).max().unwrap_or(0)
+    }
+
     /// Tokens that are computed behind the prompt at most, at once.
     #[must_use]
     pub fn max_depth(&self) -> usize {
@@ -83,10 +96,10 @@ impl LabelTrie {
         child
     }
 
-    /// Nodes from the root, which is left out, to `tip`.
-    fn path(&self, tip: NodeIx) -> Vec<NodeIx> {
-        let mut path: Vec<NodeIx> = std::iter::successors(Some(tip), |&node| Some(self.nodes[node].parent))
-            .take(self.nodes[tip].depth)
+    /// Nodes from the root, which is left out, to `last`.
+    fn path(&self, last: NodeIx) -> Vec<NodeIx> {
+        let mut path: Vec<NodeIx> = std::iter::successors(Some(last), |&node| Some(self.nodes[node].parent))
+            .take(self.nodes[last].depth)
             .collect();
         path.reverse();
         path

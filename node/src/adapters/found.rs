@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use quern_adapters::{Adapter, Calibration, FileType, Head, Task, check_base};
+use quern_adapters::{Adapter, AdapterError, Calibration, Fault, FileType, Head, Task, check_base};
 use quern_gguf::{Gguf, GgufError, TensorInfo};
 
 use super::Error;
@@ -97,10 +97,30 @@ impl Base {
     }
 }
 
+/// Whether something lies at a path that may be an adapter; what it holds,
+/// [`Base::look_at`] finds out. Opens nothing.
+///
+/// # Errors
+/// [`Error::NotFound`], or [`Error::Unsound`] for a folder of something else.
+pub fn check_path(path: &Path) -> Result<(), Error> {
+    let unsound = |fault| Err(Error::Unsound(AdapterError { path: path.to_owned(), fault }));
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NotFound(path.to_owned())),
+        Err(error) => unsound(Fault::Io(error)),
+        Ok(found) if found.is_dir() && !path.join(Stamp::FILES[0]).exists() => unsound(Fault::NoConfig),
+        Ok(_) => Ok(()),
+    }
+}
+
 /// What an adapter's files look like from outside: other bytes look different, unless
 /// somebody takes pains that they do not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stamp(Vec<Option<FileStamp>>);
+pub(super) struct Stamp {
+    /// Of [`Stamp::FILES`], or of the one file.
+    files: Vec<Option<FileStamp>>,
+    /// In the folder, or beside the file.
+    calibration: Option<FileStamp>,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct FileStamp {
@@ -111,13 +131,8 @@ struct FileStamp {
 
 impl Stamp {
     /// Files that make a PEFT folder's adapter what it is.
-    const FILES: [&str; 5] = [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "labels.json",
-        "config.json",
-        "calibration.json",
-    ];
+    const FILES: [&str; 4] =
+        ["adapter_config.json", "adapter_model.safetensors", "labels.json", "config.json"];
 
     /// # Errors
     /// The system's, when nothing is there.
@@ -127,11 +142,17 @@ impl Stamp {
             modified: found.modified().ok(),
             inode: found.ino(),
         };
+        let look_at = |path: &Path| fs::metadata(path).ok().as_ref().map(look);
         let found = fs::metadata(path)?;
-        if !found.is_dir() {
-            return Ok(Stamp(vec![Some(look(&found))]));
-        }
-        let files = Self::FILES.iter().map(|file| fs::metadata(path.join(file)).ok().as_ref().map(look));
-        Ok(Stamp(files.collect()))
+        let files = match found.is_dir() {
+            true => Self::FILES.iter().map(|file| look_at(&path.join(file))).collect(),
+            false => vec![Some(look(&found))],
+        };
+        Ok(Stamp { files, calibration: look_at(&Calibration::path_of(path)) })
+    }
+
+    /// Whether an engine would read the same: how sure answers are is no part of it.
+    pub(super) fn has_content_of(&self, other: &Stamp) -> bool {
+        self.files == other.files
     }
 }

@@ -14,7 +14,7 @@ pub struct Settings {
     /// Adapters that are read from the disk at once: to be checked, and beside these
     /// as many to be used.
     pub max_reading: usize,
-    /// Bytes of copies in memory.
+    /// Bytes of copies that are kept in memory, beside those that requests are served with.
     pub max_memory_bytes: u64,
     /// Adapters that an engine holds at once, as its scheduler was told.
     pub max_resident: usize,

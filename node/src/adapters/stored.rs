@@ -3,20 +3,23 @@
 //!
 //! A copy is made whole from files that look as they did when the adapter was loaded,
 //! so that one generation is one content, whatever happens to its files meanwhile.
+//! Making one takes a step's time, which step loops must not wait for: they are given
+//! copies that are there, and leases see to it that there is one for each request, also
+//! where the bound is too small to keep it.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use metrics::{counter, histogram};
 use quern_adapters::{Adapter, FileType, convert_into};
 use quern_engine::AdapterId;
-use quern_scheduler::AdapterSource;
+use quern_scheduler::{AdapterSource, Prepared};
 
 use super::found::{Base, Found, Stamp};
 
@@ -33,8 +36,8 @@ pub(super) struct Stored {
     format: FileType,
     size_bytes: u64,
     is_pinned: bool,
-    /// Whether there is a copy, for those who must not wait for a lock.
-    in_memory: Arc<AtomicBool>,
+    /// The copy, while somebody holds it. Locked for no longer than to look.
+    copy: Mutex<Weak<Staged>>,
     /// Engines that have it.
     num_held: AtomicUsize,
     /// Locked while a copy is made, so that it is made once.
@@ -58,7 +61,7 @@ impl Stored {
             format: base.format,
             size_bytes: found.size_bytes,
             is_pinned,
-            in_memory: Arc::default(),
+            copy: Mutex::default(),
             num_held: AtomicUsize::new(0),
             making: Mutex::default(),
             memory,
@@ -69,45 +72,48 @@ impl Stored {
         &self.stamp
     }
 
-    /// Whether a request need not wait for the disk.
-    pub(super) fn is_at_hand(&self) -> bool {
-        self.is_in_memory() || self.num_held.load(Ordering::Relaxed) > 0
+    /// Whether an engine has it.
+    pub(super) fn is_on_device(&self) -> bool {
+        self.num_held.load(Ordering::Relaxed) > 0
     }
 
     /// `device`, `memory` or `disk`: the nearest place that has it.
     pub(super) fn tier(&self) -> &'static str {
-        match (self.num_held.load(Ordering::Relaxed) > 0, self.is_in_memory()) {
+        match (self.is_on_device(), self.present().is_some()) {
             (true, _) => "device",
             (false, true) => "memory",
             (false, false) => "disk",
         }
     }
 
-    /// Brings it to memory. Blocks on the disk where it is not there.
+    /// The copy that is there, which counts as used. Does not wait.
+    pub(super) fn at_hand(&self) -> Option<Arc<Staged>> {
+        self.memory.touch(self.id);
+        self.present()
+    }
+
+    /// The copy, made if it is not there. Blocks on the disk.
     ///
     /// # Errors
     /// Why its files cannot be used any more.
-    pub(super) fn stage(&self) -> Result<(), String> {
-        self.copy().map(|_| ())
-    }
-
-    fn copy(&self) -> Result<Arc<File>, String> {
-        if let Some(copy) = self.memory.get(self.id) {
-            return Ok(copy);
-        }
+    pub(super) fn prepare(&self) -> Result<Arc<Staged>, String> {
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(copy) = self.memory.get(self.id) {
+        if let Some(copy) = self.at_hand() {
             return Ok(copy);
         }
         let began = Instant::now();
-        let (file, size_bytes) = self.make()?;
+        let copy = Arc::new(self.make()?);
         histogram!("quern_adapter_read_seconds").record(began.elapsed().as_secs_f64());
-        let copy = Arc::new(file);
-        self.memory.put(self.id, Arc::clone(&copy), size_bytes, &self.in_memory, self.is_pinned);
+        *self.copy.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&copy);
+        self.memory.put(self.id, Arc::clone(&copy), self.is_pinned);
         Ok(copy)
     }
 
-    fn make(&self) -> Result<(File, u64), String> {
+    fn present(&self) -> Option<Arc<Staged>> {
+        self.copy.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    }
+
+    fn make(&self) -> Result<Staged, String> {
         self.check_unchanged()?;
         let mut adapter = Adapter::open(&self.path).map_err(|error| error.to_string())?;
         // Engines have no use for it, and would only print it.
@@ -116,12 +122,13 @@ impl Stored {
         let converted = convert_into(&adapter, &self.architecture, self.format, &file);
         // First: whatever came of files that changed says less than that they did.
         self.check_unchanged()?;
-        Ok((file, converted.map_err(|error| error.to_string())?.size_bytes))
+        let size_bytes = converted.map_err(|error| error.to_string())?.size_bytes;
+        Ok(Staged { path: path_of(&file), _file: file, size_bytes })
     }
 
     fn check_unchanged(&self) -> Result<(), String> {
         match Stamp::of(&self.path) {
-            Ok(stamp) if stamp == self.stamp => Ok(()),
+            Ok(stamp) if stamp.has_content_of(&self.stamp) => Ok(()),
             Ok(_) => Err(format!("{} has changed since it was loaded; load it again", self.path.display())),
             Err(error) => Err(format!("{}: {error}", self.path.display())),
         }
@@ -133,18 +140,12 @@ impl AdapterSource for Stored {
         self.size_bytes
     }
 
-    fn is_in_memory(&self) -> bool {
-        self.in_memory.load(Ordering::Relaxed)
+    fn prepared(&self) -> Option<Arc<dyn Prepared>> {
+        self.present().map(|copy| copy as Arc<dyn Prepared>)
     }
 
     fn is_pinned(&self) -> bool {
         self.is_pinned
-    }
-
-    fn with_file(&self, read: &mut dyn FnMut(&Path)) -> Result<(), String> {
-        let copy = self.copy()?;
-        read(&path_of(&copy));
-        Ok(())
     }
 
     fn note_held(&self, is_held: bool) {
@@ -152,6 +153,20 @@ impl AdapterSource for Stored {
             true => self.num_held.fetch_add(1, Ordering::Relaxed),
             false => self.num_held.fetch_sub(1, Ordering::Relaxed),
         };
+    }
+}
+
+/// A generation's content as engines read it, in memory while somebody holds it.
+pub(super) struct Staged {
+    /// Leads to the file while it is open.
+    path: PathBuf,
+    _file: File,
+    size_bytes: u64,
+}
+
+impl Prepared for Staged {
+    fn path(&self) -> &Path {
+        &self.path
     }
 }
 
@@ -171,7 +186,7 @@ fn memory_file() -> io::Result<File> {
     tempfile::tempfile()
 }
 
-/// All copies of a registry.
+/// The copies of a registry that are kept although nobody may need them.
 pub(super) struct Memory {
     max_bytes: u64,
     copies: Mutex<Copies>,
@@ -185,12 +200,9 @@ struct Copies {
 }
 
 struct Kept {
-    file: Arc<File>,
-    size_bytes: u64,
+    copy: Arc<Staged>,
     last_used: u64,
     is_pinned: bool,
-    /// Lowered when it goes.
-    is_here: Arc<AtomicBool>,
 }
 
 impl Memory {
@@ -202,40 +214,34 @@ impl Memory {
         self.lock().used_bytes
     }
 
-    fn get(&self, id: AdapterId) -> Option<Arc<File>> {
+    /// A copy that is kept was used just now.
+    fn touch(&self, id: AdapterId) {
         let mut copies = self.lock();
         copies.clock += 1;
         let clock = copies.clock;
-        let copy = copies.by_id.get_mut(&id)?;
-        copy.last_used = clock;
-        Some(Arc::clone(&copy.file))
+        if let Some(kept) = copies.by_id.get_mut(&id) {
+            kept.last_used = clock;
+        }
     }
 
     /// Keeps a copy in place of those that were not used for longest; one that is
     /// larger than all may be is not kept.
-    fn put(
-        &self,
-        id: AdapterId,
-        file: Arc<File>,
-        size_bytes: u64,
-        is_here: &Arc<AtomicBool>,
-        is_pinned: bool,
-    ) {
+    fn put(&self, id: AdapterId, copy: Arc<Staged>, is_pinned: bool) {
+        let size_bytes = copy.size_bytes;
         if size_bytes > self.max_bytes {
             return;
         }
         let mut copies = self.lock();
         copies.clock += 1;
         while copies.used_bytes + size_bytes > self.max_bytes || copies.by_id.len() >= MAX_COPIES {
-            let age = |(_, copy): &(&AdapterId, &Kept)| (copy.is_pinned, copy.last_used);
+            let age = |(_, kept): &(&AdapterId, &Kept)| (kept.is_pinned, kept.last_used);
             let Some(oldest) = copies.by_id.iter().min_by_key(age).map(|(&id, _)| id) else { break };
             copies.remove(oldest);
             counter!("quern_adapter_evictions_total", "tier" => "memory").increment(1);
         }
-        is_here.store(true, Ordering::Relaxed);
-        let (last_used, is_here) = (copies.clock, Arc::clone(is_here));
+        let last_used = copies.clock;
         copies.used_bytes += size_bytes;
-        copies.by_id.insert(id, Kept { file, size_bytes, last_used, is_pinned, is_here });
+        copies.by_id.insert(id, Kept { copy, last_used, is_pinned });
     }
 
     /// Lets go of a copy for good.
@@ -250,9 +256,8 @@ impl Memory {
 
 impl Copies {
     fn remove(&mut self, id: AdapterId) {
-        if let Some(copy) = self.by_id.remove(&id) {
-            copy.is_here.store(false, Ordering::Relaxed);
-            self.used_bytes -= copy.size_bytes;
+        if let Some(kept) = self.by_id.remove(&id) {
+            self.used_bytes -= kept.copy.size_bytes;
         }
     }
 }

@@ -241,6 +241,37 @@ async fn what_the_configuration_names_is_loaded_again_when_it_changes() {
     assert_eq!(bench.served(), [("a".to_owned(), 2)], "it is named, so it stays");
 }
 
+#[tokio::test]
+async fn a_calibration_beside_a_file_is_followed_and_leaves_the_content() {
+    let bench = Bench::new(Settings { max_memory_bytes: 0, ..Settings::default() });
+    let folder = Peft::classifier(1).write(&bench.dir.path().join("one"));
+    fs::create_dir_all(bench.folder("")).unwrap();
+    let path = bench.folder("a.gguf");
+    let adapter = quern_adapters::Adapter::open(&folder).unwrap();
+    quern_adapters::convert(&adapter, "qwen2", quern_adapters::FileType::F16, &path).unwrap();
+    let mut looks = bench.looks();
+    looks.look().await;
+    let temperature = || bench.registry.get("a").unwrap().version.found.temperature;
+    let lease = bench.registry.lease("a").await.unwrap().unwrap();
+    let content = Arc::clone(lease.content());
+    let beside = quern_adapters::Calibration::path_of(&path);
+    for (generation, content, expected) in [
+        (2, Some(r#"{"temperature": 2.5}"#), 2.5),
+        (3, Some(r#"{"temperature": 0.25}"#), 0.25),
+        (4, None, 1.0),
+    ] {
+        match content {
+            Some(content) => fs::write(&beside, content).unwrap(),
+            None => fs::remove_file(&beside).unwrap(),
+        }
+        looks.look().await;
+        looks.look().await;
+        assert_eq!((bench.served(), temperature()), (vec![("a".to_owned(), generation)], expected));
+    }
+    drop(lease);
+    assert!(content.prepare().is_ok(), "whoever began before has the same numbers to read");
+}
+
 #[test]
 fn a_source_reads_what_was_loaded_or_nothing() {
     let bench = Bench::new(Settings { max_memory_bytes: 0, ..Settings::default() });
@@ -248,18 +279,48 @@ fn a_source_reads_what_was_loaded_or_nothing() {
     let found = bench.registry.base().look_at(&path).unwrap();
     let version = bench.registry.add(&order("a", &path), found).unwrap();
     let content = Arc::clone(Lease::new(version).content());
-    let mut read = None;
-    content.with_file(&mut |path| read = Some(quern_gguf::Gguf::open(path).unwrap())).unwrap();
-    let read = read.unwrap();
+    let copy = content.prepare().unwrap();
+    let read = quern_gguf::Gguf::open(content.prepared().unwrap().path()).unwrap();
+    drop(copy);
     assert_eq!(read.tensors().len(), 8, "a pair for each of four modules");
     assert_eq!(quern_adapters::Head::from_metadata(read.metadata()).unwrap(), None, "engines need no head");
-    assert!(!content.is_in_memory(), "there is no room for copies");
+    assert!(content.prepared().is_none(), "there is no room for copies");
     Peft::classifier(2).write(&path);
-    let told = content.with_file(&mut |_| panic!("there is nothing to read")).unwrap_err();
+    let told = content.prepare().err().unwrap();
     assert!(told.contains("has changed since it was loaded"), "{told}");
     fs::remove_dir_all(&path).unwrap();
-    let told = content.with_file(&mut |_| panic!("there is nothing to read")).unwrap_err();
+    let told = content.prepare().err().unwrap();
     assert!(told.contains("No such file"), "{told}");
+}
+
+/// Engines take what is prepared and nothing else, so that this is all that keeps the
+/// conversion from their threads.
+#[tokio::test]
+async fn leases_hold_content_ready_where_memory_does_not() {
+    let bench = Bench::new(Settings { max_memory_bytes: 0, ..Settings::default() });
+    let path = Peft::new(1).write(&bench.folder("one"));
+    let version = bench.load("a", &path).await.unwrap();
+    let lease = async || bench.registry.lease("a").await.unwrap().unwrap();
+    assert!(version.content().prepared().is_none());
+    let first = lease().await;
+    let held = version.content().prepared().unwrap();
+    assert_eq!((version.tier(), bench.registry.memory_bytes()), ("memory", 0));
+    let second = lease().await;
+    drop(first);
+    let same = version.content().prepared().unwrap();
+    assert!(Arc::ptr_eq(&held, &same), "it is made once for all who are served at a time");
+    drop((held, same));
+    assert!(version.content().prepared().is_some(), "the second one is served");
+    drop(second);
+    assert!(version.content().prepared().is_none());
+    assert_eq!(version.tier(), "disk");
+
+    // What an engine has serves on without its files.
+    version.content().note_held(true);
+    fs::remove_dir_all(&path).unwrap();
+    assert!(!lease().await.is_ready());
+    version.content().note_held(false);
+    assert!(matches!(bench.registry.lease("a").await, Err(Error::Unusable { .. })));
 }
 
 #[test]

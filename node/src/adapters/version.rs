@@ -15,7 +15,7 @@ use quern_scheduler::AdapterFiles;
 use tokio_util::sync::CancellationToken;
 
 use super::found::{Found, Stamp};
-use super::stored::{Memory, Stored};
+use super::stored::{Memory, Staged, Stored};
 use crate::workers::Workers;
 
 /// See the module's text.
@@ -101,6 +101,11 @@ impl Version {
         self.content.stamp()
     }
 
+    #[cfg(test)]
+    pub(super) fn content(&self) -> &Arc<Stored> {
+        &self.content
+    }
+
     /// `device`, `memory` or `disk`: the nearest place that has it.
     #[must_use]
     pub fn tier(&self) -> &'static str {
@@ -123,12 +128,25 @@ impl Drop for Version {
 /// A request's share of a version, for as long as it is served.
 pub struct Lease {
     version: Arc<Version>,
+    /// Keeps the content ready for engines, which take no other; nothing where only
+    /// engines have it any more.
+    copy: Option<Arc<Staged>>,
 }
 
 impl Lease {
     pub(super) fn new(version: Arc<Version>) -> Lease {
         version.num_leases.fetch_add(1, Ordering::Relaxed);
-        Lease { version }
+        Lease { copy: version.content.at_hand(), version }
+    }
+
+    /// Whether engines can have the content while this is held.
+    pub(super) fn is_ready(&self) -> bool {
+        self.copy.is_some()
+    }
+
+    /// Has this hold the content ready.
+    pub(super) fn hold(&mut self, copy: Arc<Staged>) {
+        self.copy = Some(copy);
     }
 
     /// What requests call the adapter.

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use quern_adapters::{AdapterError, Calibration, Fault, Head, labels_of};
+use quern_adapters::{AdapterError, Fault, Head, labels_of};
 
+use super::calibration::temperature_of;
 use super::load::Text;
 use crate::config;
 use crate::serving::{self, Configured, LabelTask, Unfit, check_hidden, check_labels};
@@ -58,8 +59,7 @@ pub(super) fn classifiers(
 impl Base<'_> {
     /// What the scores of the model's own head are divided by.
     pub(super) fn temperature(&self) -> Result<f32, AdapterError> {
-        let calibration = self.head.map(|_| Calibration::read(self.path)).transpose()?.flatten();
-        Ok(calibration.map_or(1.0, |calibration| calibration.temperature))
+        Ok(self.head.map(|_| temperature_of(self.path)).transpose()?.unwrap_or(1.0))
     }
 
     fn classifier(&self, one: &config::Classifier) -> Result<Configured, ClassifierFault> {

@@ -4,7 +4,8 @@
 //! Weights live as long as a worker that computes with them. The first worker
 //! after the last has gone reads them again.
 
-use std::path::PathBuf;
+use std::any::Any;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -12,6 +13,7 @@ use quern_engine::fake::{FakeConfig, FakeEngine};
 use quern_engine::{Capabilities, Engine};
 use quern_llama::{LlamaConfig, LlamaEngine, LlamaModel};
 use quern_scheduler::draft::{Drafter, ModelDrafter, ModelDrafterConfig, PromptLookup};
+use quern_wgsl::{WgslConfig, WgslEngine, WgslModel};
 
 use super::App;
 use super::load::LoadError;
@@ -19,31 +21,66 @@ use crate::config::{EngineKind, Fake, Speculation};
 use crate::policies::Policies;
 use crate::workers::Parts;
 
-/// A model file that llama.cpp reads when somebody needs it.
-pub(super) struct Weights {
-    path: PathBuf,
-    config: LlamaConfig,
-    /// Locked while it is read, so that it is read once.
-    loaded: Mutex<Weak<LlamaModel>>,
+/// A model in memory, as an engine computes with it.
+pub(super) trait Loadable: Sized {
+    /// What it is loaded by.
+    type Config;
+
+    /// Reads a file. Blocks; `go_on` ends it with `false`.
+    fn load(
+        path: &Path,
+        config: &Self::Config,
+        go_on: &mut dyn FnMut(f32) -> bool,
+    ) -> Result<Self, LoadError>;
 }
 
-impl Weights {
-    fn new(path: PathBuf, config: LlamaConfig) -> Weights {
+impl Loadable for LlamaModel {
+    type Config = LlamaConfig;
+
+    fn load(
+        path: &Path,
+        config: &LlamaConfig,
+        go_on: &mut dyn FnMut(f32) -> bool,
+    ) -> Result<Self, LoadError> {
+        Ok(LlamaModel::load(path, config, go_on)?)
+    }
+}
+
+impl Loadable for WgslModel {
+    type Config = WgslConfig;
+
+    fn load(path: &Path, config: &WgslConfig, go_on: &mut dyn FnMut(f32) -> bool) -> Result<Self, LoadError> {
+        Ok(WgslModel::load(path, config, go_on)?)
+    }
+}
+
+/// A model file that is read when somebody needs it.
+pub(super) struct Weights<M: Loadable> {
+    path: PathBuf,
+    config: M::Config,
+    /// Locked while it is read, so that it is read once.
+    loaded: Mutex<Weak<M>>,
+}
+
+impl<M: Loadable> Weights<M> {
+    fn new(path: PathBuf, config: M::Config) -> Weights<M> {
         Weights { path, config, loaded: Mutex::default() }
     }
 
     /// The weights, read if nobody has them.
-    pub(super) fn get(&self, cancelled: &AtomicBool) -> Result<Arc<LlamaModel>, LoadError> {
+    fn get(&self, cancelled: &AtomicBool) -> Result<Arc<M>, LoadError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(model) = loaded.upgrade() {
             return Ok(model);
         }
         let mut go_on = |_part: f32| !cancelled.load(Ordering::Relaxed);
-        let model = Arc::new(LlamaModel::load(&self.path, &self.config, &mut go_on)?);
+        let model = Arc::new(M::load(&self.path, &self.config, &mut go_on)?);
         *loaded = Arc::downgrade(&model);
         Ok(model)
     }
+}
 
+impl Weights<LlamaModel> {
     fn engine(&self, cancelled: &AtomicBool) -> Result<LlamaEngine, LoadError> {
         let engine = LlamaEngine::on(&self.get(cancelled)?)?;
         let info = engine.model_info();
@@ -63,12 +100,42 @@ impl Weights {
     }
 }
 
+/// What engines compute with, by the kind that is configured.
+pub(super) enum Source {
+    /// Weights in llama.cpp.
+    Llama(Weights<LlamaModel>),
+    /// Weights on a device.
+    Wgsl(Weights<WgslModel>),
+    /// Nothing.
+    Fake(Fake),
+}
+
+impl Source {
+    /// Reads the weights if nobody has them. They stay as long as what this gives.
+    pub(super) fn get(
+        &self,
+        cancelled: &AtomicBool,
+    ) -> Result<Option<Arc<dyn Any + Send + Sync>>, LoadError> {
+        Ok(match self {
+            Source::Llama(weights) => Some(weights.get(cancelled)?),
+            Source::Wgsl(weights) => Some(weights.get(cancelled)?),
+            Source::Fake(_) => None,
+        })
+    }
+
+    fn engine(&self, vocab_size: usize, cancelled: &AtomicBool) -> Result<Box<dyn Engine>, LoadError> {
+        Ok(match self {
+            Source::Llama(weights) => Box::new(weights.engine(cancelled)?),
+            Source::Wgsl(weights) => Box::new(WgslEngine::on(&weights.get(cancelled)?)?),
+            Source::Fake(fake) => fake_engine(fake, vocab_size),
+        })
+    }
+}
+
 /// Makes parts of workers, whenever one is wanted.
 pub(super) struct Engines {
-    kind: EngineKind,
-    fake: Fake,
-    weights: Arc<Weights>,
-    draft: Option<Weights>,
+    source: Arc<Source>,
+    draft: Option<Weights<LlamaModel>>,
     speculation: Speculation,
     /// Tokens that the tokenizer knows.
     vocab_size: usize,
@@ -76,23 +143,20 @@ pub(super) struct Engines {
 }
 
 impl Engines {
-    /// The weights of the model that an app serves.
-    pub(super) fn weights(app: &App) -> Arc<Weights> {
-        Arc::new(Weights::new(app.model.path.clone(), app.config.engine.llama.to_engine()))
+    /// What the engines of an app compute with.
+    pub(super) fn source(app: &App) -> Arc<Source> {
+        let (path, engine) = (app.model.path.clone(), &app.config.engine);
+        Arc::new(match engine.kind {
+            EngineKind::Llama => Source::Llama(Weights::new(path, engine.llama.to_engine())),
+            EngineKind::Wgsl => Source::Wgsl(Weights::new(path, engine.wgsl.to_engine())),
+            EngineKind::Fake => Source::Fake(engine.fake.clone()),
+        })
     }
 
-    pub(super) fn new(app: &App, weights: Arc<Weights>, vocab_size: usize, policies: Policies) -> Engines {
+    pub(super) fn new(app: &App, source: Arc<Source>, vocab_size: usize, policies: Policies) -> Engines {
         let draft = app.draft.as_ref();
         let draft = draft.map(|draft| Weights::new(draft.path.clone(), app.config.engine.llama.to_engine()));
-        Engines {
-            kind: app.config.engine.kind,
-            fake: app.config.engine.fake.clone(),
-            weights,
-            draft,
-            speculation: app.config.scheduler.speculation,
-            vocab_size,
-            policies,
-        }
+        Engines { source, draft, speculation: app.config.scheduler.speculation, vocab_size, policies }
     }
 
     /// All parts of another worker. Blocks; `cancelled` ends it early.
@@ -100,11 +164,7 @@ impl Engines {
     /// # Errors
     /// [`LoadError`].
     pub(super) fn parts(&self, cancelled: &AtomicBool) -> Result<Parts, LoadError> {
-        let engine: Box<dyn Engine> = match self.kind {
-            EngineKind::Fake => fake_engine(&self.fake, self.vocab_size),
-            EngineKind::Wgsl => return Err(LoadError::NoSuchEngine),
-            EngineKind::Llama => Box::new(self.weights.engine(cancelled)?),
-        };
+        let engine = self.source.engine(self.vocab_size, cancelled)?;
         let model = engine.capabilities().vocab_size;
         if model != self.vocab_size {
             return Err(LoadError::Vocabulary { model, tokenizer: self.vocab_size });

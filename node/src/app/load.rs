@@ -17,7 +17,7 @@ use super::App;
 use super::classifiers::ClassifierError;
 use super::engines::Engines;
 use crate::adapters::{self, Base, Found, Named};
-use crate::config::{Config, EngineKind};
+use crate::config::Config;
 use crate::policies::recordings::{RecordError, Recordings};
 use crate::policies::{Policies, PoliciesError};
 use crate::workers::Parts;
@@ -45,9 +45,9 @@ pub enum LoadError {
         /// Tokens that the tokenizer knows.
         tokenizer: usize,
     },
-    /// The configuration asks for an engine that this build does not have.
-    #[error("this build does not have this engine yet")]
-    NoSuchEngine,
+    /// The portable engine could not load it.
+    #[error(transparent)]
+    Wgsl(#[from] quern_wgsl::LoadError),
     /// The draft model is of another family.
     #[error("scheduler.draft_model: {0}")]
     DraftModel(#[from] VocabMismatch),
@@ -112,13 +112,12 @@ pub(super) struct Text {
 /// Loads everything. Blocks; `cancelled` ends it early.
 pub(super) fn load(app: &App, cancelled: &AtomicBool) -> Result<Loaded, LoadError> {
     let began = Instant::now();
-    let weights = Engines::weights(app);
+    let source = Engines::source(app);
     let (loaded, text, policies, adapters) = thread::scope(|scope| {
         let text = scope.spawn(|| load_text(&app.config, &app.gguf));
         let policies = scope.spawn(|| load_policies(&app.config));
         let adapters = scope.spawn(|| look_at_adapters(app));
-        let is_read = app.config.engine.kind == EngineKind::Llama;
-        let loaded = is_read.then(|| weights.get(cancelled)).transpose();
+        let loaded = source.get(cancelled);
         let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let policies = policies.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let adapters = adapters.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -129,7 +128,7 @@ pub(super) fn load(app: &App, cancelled: &AtomicBool) -> Result<Loaded, LoadErro
     let head = Head::from_metadata(app.gguf.metadata())?;
     // Kept until the first worker has a share of its own.
     let (_weights, text) = (loaded?, text?);
-    let engines = Engines::new(app, weights, text.tokenizer.vocab_size(), policies.clone());
+    let engines = Engines::new(app, source, text.tokenizer.vocab_size(), policies.clone());
     let parts = engines.parts(cancelled)?;
     let written = app.model.path.metadata().and_then(|meta| meta.modified()).ok();
     let created = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs());

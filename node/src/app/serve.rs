@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,15 +17,16 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::calibration::keep_calibrated;
 use super::classifiers::{Base, classifiers};
 use super::load::{Adapters, LoadError, Loaded, load};
 use super::{App, AppError};
 use crate::adapters::{Order, Origin, Registry, keep_watching};
-use crate::config::Speculation;
+use crate::config::{self, Speculation};
 use crate::http::{Node, RenderMetrics, ServeError, Settings, serve_admin, serve_public};
 use crate::metrics::Served;
 use crate::policies::keep_tuning;
-use crate::serving::{Model, Recent};
+use crate::serving::{Model, Recent, Temperature};
 use crate::workers::{StartError, Workers, keep_scaling};
 
 /// How often a draining node looks whether it is done.
@@ -174,7 +176,7 @@ impl Running {
             text: &loaded.text,
             hidden_size: caps.hidden_size,
         };
-        let temperature = base.temperature().map_err(LoadError::from)?;
+        let temperature = Temperature::new(base.temperature().map_err(LoadError::from)?);
         let classifiers = classifiers(&config.classifier, &base).map_err(LoadError::from)?;
         let Loaded { parts, took, engines, policies, adapters, .. } = loaded;
         let files = AdapterFiles::default();
@@ -218,18 +220,17 @@ impl Running {
             classifiers,
         });
         let render = render(&metrics, &model.id, &workers, &registry);
-        let node = Node::with_policies(vec![served], Some(policies.clone()), render);
+        let node = Node::with_policies(vec![Arc::clone(&served)], Some(policies.clone()), render);
         let limits = workers.pace().limits;
         let tuning =
             keep_tuning(policies.clone(), workers.clone(), Arc::clone(&recent), limits, node.started());
         let (interval, history) = (config.autoscale.interval.0, config.autoscale.history);
         let scaling = keep_scaling(policies, workers.clone(), recent, interval, history);
         let (looked, first_look) = oneshot::channel();
-        let (watched, interval) =
-            (config.adapters.watched(&config.adapter), config.adapters.watch_interval.0);
-        let period = (!interval.is_zero()).then_some(interval);
+        let calibrated = served.head.is_some().then(|| (model.path, served.temperature.clone()));
+        let watching = keep_files(config.adapters.clone(), config.adapter, calibrated, registry, looked);
         Ok(Running {
-            watching: tokio::spawn(keep_watching(registry, watched, period, looked)),
+            watching: tokio::spawn(watching),
             first_look,
             public: Serving::public(public, Arc::clone(&node), settings.clone())?,
             admin: Serving::admin(admin, Arc::clone(&node), settings)?,
@@ -291,6 +292,25 @@ impl Running {
         }
         Ok(ended)
     }
+}
+
+/// Looks after files that may change while the node serves: adapters', and the
+/// calibration beside a model with a head of its own. `first` is told of the first look.
+async fn keep_files(
+    adapters: config::Adapters,
+    named: Vec<config::Adapter>,
+    calibrated: Option<(PathBuf, Temperature)>,
+    registry: Registry,
+    first: oneshot::Sender<()>,
+) {
+    let interval = adapters.watch_interval.0;
+    let period = (!interval.is_zero()).then_some(interval);
+    let calibrated = async {
+        if let Some((model, temperature)) = calibrated {
+            keep_calibrated(model, temperature, period).await;
+        }
+    };
+    tokio::join!(keep_watching(registry, adapters.watched(&named), period, first), calibrated);
 }
 
 fn render(

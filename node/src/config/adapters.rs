@@ -24,7 +24,7 @@ pub struct Adapters {
     pub max_resident: usize,
     /// Bytes that they may take there together.
     pub device_bytes: Bytes,
-    /// Bytes of copies in memory.
+    /// Bytes of copies that are kept in memory, beside those that requests are served with.
     pub host_bytes: Bytes,
     /// Adapters that are read from the disk at once.
     pub max_reading: usize,

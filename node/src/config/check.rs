@@ -42,11 +42,7 @@ impl Config {
             refuse(true, key, why);
         }
         refuse(self.model.id.as_deref() == Some(""), "model.id", "it is empty");
-        refuse(
-            self.engine.kind == EngineKind::Wgsl,
-            "engine.kind",
-            "this build does not have the wgsl engine yet",
-        );
+        let wgsl = self.engine.kind == EngineKind::Wgsl;
         let same = self.http.listen == self.admin.listen && self.http.listen.port() != 0;
         refuse(same, "admin.listen", "it is the address of http.listen");
         refuse(
@@ -98,6 +94,9 @@ impl Config {
         }
         if let Err(e) = self.engine.llama.to_engine().validate() {
             refuse(self.engine.kind == EngineKind::Llama, &super::convert::llama_key(&e), &e.to_string());
+        }
+        if let Err(e) = self.engine.wgsl.to_engine().validate() {
+            refuse(wgsl, &format!("engine.wgsl.{}", e.key), &e.to_string());
         }
         wrong
     }

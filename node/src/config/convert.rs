@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use quern_llama::LlamaConfig;
 use quern_scheduler::SchedulerConfig;
 use quern_scheduler::request::Pooling as Pooled;
+use quern_wgsl::WgslConfig;
 
 use super::{
-    Admin, Bytes, Config, FlashAttention, Generation, Http, KvType, Limits, Llama, Policy, Pooling,
-    Preemption, Scheduler, Span, Speculation, Split,
+    Admin, Backend, Bytes, Config, FlashAttention, Generation, Http, KvType, Limits, Llama, Policy, Pooling,
+    Preemption, Scheduler, Span, Speculation, Split, Wgsl,
 };
 use crate::http::{RequestLimits, Settings, TlsFiles};
 use crate::policies::Place;
@@ -86,6 +87,53 @@ impl Llama {
             mmap: self.mmap,
             mlock: self.mlock,
             repack: self.repack,
+        }
+    }
+}
+
+impl Default for Wgsl {
+    fn default() -> Self {
+        let c = WgslConfig::default();
+        Wgsl {
+            device: c.device.adapter,
+            backend: match c.device.backend {
+                quern_wgsl::Backend::Any => Backend::Any,
+                quern_wgsl::Backend::Vulkan => Backend::Vulkan,
+                quern_wgsl::Backend::Metal => Backend::Metal,
+                quern_wgsl::Backend::Dx12 => Backend::Dx12,
+            },
+            max_sequence_len: c.max_sequence_len,
+            kv_capacity: c.kv_capacity,
+            max_sequences: c.max_sequences,
+            max_rows: c.max_rows,
+            max_outputs: c.max_outputs,
+            adapter_slots: c.adapter_slots,
+        }
+    }
+}
+
+impl Wgsl {
+    /// As the engine takes it.
+    #[must_use]
+    pub fn to_engine(&self) -> WgslConfig {
+        let device = quern_wgsl::DeviceOptions {
+            adapter: self.device.clone(),
+            backend: match self.backend {
+                Backend::Any => quern_wgsl::Backend::Any,
+                Backend::Vulkan => quern_wgsl::Backend::Vulkan,
+                Backend::Metal => quern_wgsl::Backend::Metal,
+                Backend::Dx12 => quern_wgsl::Backend::Dx12,
+            },
+            ..quern_wgsl::DeviceOptions::default()
+        };
+        WgslConfig {
+            device,
+            max_sequence_len: self.max_sequence_len,
+            kv_capacity: self.kv_capacity,
+            max_sequences: self.max_sequences,
+            max_rows: self.max_rows,
+            max_outputs: self.max_outputs,
+            adapter_slots: self.adapter_slots,
         }
     }
 }

@@ -6,14 +6,15 @@ use std::time::Instant;
 
 use quern_adapters::{Calibration, Head, fit_temperature, labels_of};
 use quern_engine::{Engine as _, TokenId};
-use quern_text::Special;
 
 use super::reference::{self, Reference};
 use super::report::{Accuracy, CalibrationReport, LabelReport};
 use super::scores::{Confusion, Predictions, difference, estimate};
+use super::spoken::{self, Question};
 use super::subject::{Machine, Needs, Subject};
-use super::table::Table;
-use super::{EvalArgs, EvalError, bar, confusion, pooled, spoken};
+use super::table::{Labelled as Row, Table};
+use super::{EvalArgs, EvalError, LabellingArgs, bar, confusion, pooled};
+use crate::serving::Labelled;
 
 /// Texts that are read together.
 const MAX_TEXTS: u32 = 64;
@@ -28,7 +29,7 @@ const PROMPT_SEQUENCES: usize = 2;
 const STEP_ROWS: usize = 256;
 
 /// A model's word on all rows.
-struct Labelled {
+struct Judged {
     predictions: Predictions,
     truth: Vec<usize>,
     by: &'static str,
@@ -77,7 +78,7 @@ pub(super) fn calibrate(
     };
     let table = rows(args, csv)?;
     let subject = Subject::open(model, args.adapter.as_deref())?;
-    let Labelled { predictions, truth, .. } = label(args, &subject, &table, machine)?;
+    let Judged { predictions, truth, .. } = label(args, &subject, &table, machine)?;
     let rows: Vec<(Vec<f32>, usize)> = predictions.scores.into_iter().zip(truth).collect();
     let fitted = fit_temperature(&rows);
     let calibration = Calibration::of(&fitted, rows.len());
@@ -100,16 +101,13 @@ fn classifier(args: &EvalArgs, subject: &Subject) -> PathBuf {
 fn rows(args: &EvalArgs, csv: &Path) -> Result<Table, EvalError> {
     let wishes = &args.labelling;
     let mut table = Table::read(csv, &wishes.text_column, &wishes.label_column)?;
-    table.rows.truncate(wishes.rows.map_or(usize::MAX, |rows| rows as usize));
+    if let Some(rows) = wishes.rows {
+        table.keep(rows as usize);
+    }
     Ok(table)
 }
 
-fn label(
-    args: &EvalArgs,
-    subject: &Subject,
-    table: &Table,
-    machine: &Machine,
-) -> Result<Labelled, EvalError> {
+fn label(args: &EvalArgs, subject: &Subject, table: &Table, machine: &Machine) -> Result<Judged, EvalError> {
     let labels = match (&subject.head, &args.labelling.labels) {
         (Some(head), _) => head.labels.clone(),
         (None, Some(file)) => {
@@ -124,7 +122,7 @@ fn label(
         None => by_answer(args, subject, &labels, table, machine)?,
     };
     let by = if subject.head.is_some() { "head" } else { "spoken" };
-    Ok(Labelled { predictions: Predictions { labels, scores }, truth, by, seconds })
+    Ok(Judged { predictions: Predictions { labels, scores }, truth, by, seconds })
 }
 
 type Scores = (Vec<Vec<f32>>, f64);
@@ -132,7 +130,7 @@ type Scores = (Vec<Vec<f32>>, f64);
 fn by_head(subject: &Subject, head: &Head, table: &Table, machine: &Machine) -> Result<Scores, EvalError> {
     let texts: Vec<Vec<TokenId>> =
         table.rows.iter().map(|row| subject.text(&row.text)).collect::<Result<_, _>>()?;
-    let longest = longest(subject, table, &texts, 0)?;
+    let longest = longest(subject, table, texts.iter().map(Vec::len))?;
     let kv_capacity = longest + STEP_ROWS;
     let needs = Needs { kv_capacity, max_sequences: MAX_TEXTS, max_outputs: MAX_TEXTS };
     let (mut engine, adapter) = subject.engine(needs, machine)?;
@@ -158,38 +156,33 @@ fn by_answer(
     table: &Table,
     machine: &Machine,
 ) -> Result<Scores, EvalError> {
-    let system = args.labelling.system.as_deref();
-    let prompts: Vec<Vec<TokenId>> =
-        table.rows.iter().map(|row| subject.chat(system, &row.text)).collect::<Result<_, _>>()?;
-    let end = subject.tokenizer.eos().ok_or_else(|| EvalError::NoEnd { path: subject.path.clone() })?;
-    let answer = |label: &String| -> Result<Vec<TokenId>, EvalError> {
-        let mut tokens = subject.tokenizer.encode(label, Special::AsText)?;
-        tokens.push(end);
-        Ok(tokens)
+    let LabellingArgs { system, end_token, .. } = &args.labelling;
+    let task = subject.label_task(system.as_deref(), labels, *end_token)?;
+    let question = |row: &Row| -> Result<Question, EvalError> {
+        let Labelled { prompt, labels, .. } = task.encode(&subject.tokenizer, &row.text)?;
+        Ok(Question { prompt, labels })
     };
-    let answers: Vec<Vec<TokenId>> = labels.iter().map(answer).collect::<Result<_, _>>()?;
-    let longest_answer = answers.iter().map(Vec::len).max().unwrap_or(0);
-    let longest = longest(subject, table, &prompts, longest_answer)?;
+    let questions: Vec<Question> = table.rows.iter().map(question).collect::<Result<_, _>>()?;
+    let answer_len = |question: &Question| question.labels.max_len();
+    let longest_answer = questions.iter().map(answer_len).max().unwrap_or(0);
+    let lens = questions.iter().map(|question| question.prompt.len() + answer_len(question));
+    let longest = longest(subject, table, lens)?;
     let max_sequences = (PROMPT_SEQUENCES + labels.len()).min(quern_llama::MAX_SEQUENCES as usize);
     let kv_capacity = longest + max_sequences * longest_answer;
     let needs = Needs { kv_capacity, max_sequences: max_sequences as u32, max_outputs: MAX_OUTPUTS };
     let (mut engine, adapter) = subject.engine(needs, machine)?;
-    let bar = bar(prompts.len(), &subject.name);
+    let bar = bar(questions.len(), &subject.name);
     let began = Instant::now();
-    let scores = spoken::score(&mut engine, adapter, &prompts, &answers, &mut || bar.inc(1))?;
+    let scores = spoken::score(&mut engine, adapter, &questions, &mut || bar.inc(1))?;
     bar.finish_and_clear();
     Ok((scores, began.elapsed().as_secs_f64()))
 }
 
-/// The longest of the rows' tokens with so many behind them, which the model must be able to read.
-fn longest(subject: &Subject, table: &Table, rows: &[Vec<TokenId>], more: usize) -> Result<usize, EvalError> {
-    let (row, tokens) = table
-        .rows
-        .iter()
-        .zip(rows)
-        .max_by_key(|(_, tokens)| tokens.len())
-        .expect("a table has at least one row");
-    let (tokens, limit) = (tokens.len() + more, subject.trained_context);
+/// The largest of the rows' numbers of tokens, which the model must be able to read.
+fn longest(subject: &Subject, table: &Table, lens: impl Iterator<Item = usize>) -> Result<usize, EvalError> {
+    let longest = table.rows.iter().zip(lens).max_by_key(|(_, len)| *len);
+    let (row, tokens) = longest.expect("a table has at least one row");
+    let limit = subject.trained_context;
     if tokens > limit {
         let what = format!("{}, line {}", table.path.display(), row.line);
         return Err(EvalError::TooLong { what, tokens, limit });
@@ -198,7 +191,7 @@ fn longest(subject: &Subject, table: &Table, rows: &[Vec<TokenId>], more: usize)
 }
 
 /// 1 for each row with the right label, else 0.
-fn right(labelled: &Labelled) -> Vec<f64> {
+fn right(labelled: &Judged) -> Vec<f64> {
     let pairs = labelled.predictions.best().into_iter().zip(&labelled.truth);
     pairs.map(|(predicted, truth)| f64::from(u8::from(predicted == *truth))).collect()
 }
@@ -207,9 +200,9 @@ fn accuracy(
     args: &EvalArgs,
     subject: &Subject,
     table: &Table,
-    labelled: &Labelled,
+    labelled: &Judged,
 ) -> Result<Accuracy, EvalError> {
-    let Labelled { predictions, truth, .. } = labelled;
+    let Judged { predictions, truth, .. } = labelled;
     let reference = args.labelling.reference.as_deref();
     let reference = reference.map(|path| Reference::read(path, table, &predictions.labels)).transpose()?;
     let calibration = Calibration::read(&classifier(args, subject))?;

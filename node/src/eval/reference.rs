@@ -33,7 +33,7 @@ pub enum ReferenceError {
         wanted: String,
     },
     /// It is about more or fewer rows.
-    #[error("{}: there are {found} rows, and {wanted} to compare with", path.display())]
+    #[error("{}: there are {found} rows, and {wanted} to compare with{}", path.display(), of_more(*left_out))]
     OtherLength {
         /// The file.
         path: PathBuf,
@@ -41,6 +41,8 @@ pub enum ReferenceError {
         found: usize,
         /// Those that were judged.
         wanted: usize,
+        /// Those behind them, which were not; a reference may have them.
+        left_out: usize,
     },
     /// A probability is no number.
     #[error("{}, line {line}: {found:?} is no probability", path.display())]
@@ -52,6 +54,13 @@ pub enum ReferenceError {
         /// What stands there.
         found: String,
     },
+}
+
+fn of_more(left_out: usize) -> String {
+    match left_out {
+        0 => String::new(),
+        left_out => format!(" and {left_out} behind them"),
+    }
 }
 
 /// Labels and probabilities of a reference, by row.
@@ -77,7 +86,8 @@ pub struct Agreement {
 }
 
 impl Reference {
-    /// Reads a reference for the rows of a table and these labels.
+    /// Reads a reference for the rows of a table and these labels. It may go on with rows
+    /// that the table leaves out, which are not looked at.
     ///
     /// # Errors
     /// [`ReferenceError`].
@@ -90,7 +100,7 @@ impl Reference {
         let mut num_rows = 0;
         while let Some((line, record)) = cells.next_record()? {
             num_rows += 1;
-            // More rows than there are is told behind the loop.
+            // More rows than there may be is told behind the loop.
             let Some(row) = rows.next() else { continue };
             if record.get(text) != Some(row.text.as_str()) {
                 let (path, found) = (path.to_owned(), record.get(text).unwrap_or_default().to_owned());
@@ -112,12 +122,11 @@ impl Reference {
             };
             reference.probabilities.push(columns.iter().map(number).collect::<Result<_, _>>()?);
         }
-        match (num_rows, table.rows.len()) {
-            (found, wanted) if found != wanted => {
-                Err(ReferenceError::OtherLength { path: path.to_owned(), found, wanted })
-            }
-            _ => Ok(reference),
+        let (wanted, left_out) = (table.rows.len(), table.num_left_out);
+        if (wanted..=wanted + left_out).contains(&num_rows) {
+            return Ok(reference);
         }
+        Err(ReferenceError::OtherLength { path: path.to_owned(), found: num_rows, wanted, left_out })
     }
 
     /// Holds predictions on the same rows and labels against it.
@@ -209,5 +218,27 @@ mod tests {
         let more = format!("{header}{first}\"one, two\",b,b,0,1\n");
         assert_eq!(told(&more), "nothing");
         assert!(told(&format!("{more}{first}")).contains("there are 3 rows"));
+    }
+
+    #[test]
+    fn rows_that_are_left_out_may_be_in_a_reference() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (mut table, path) = (table(folder.path()), folder.path().join("reference.csv"));
+        table.keep(1);
+        let read = |rows: &str| {
+            std::fs::write(&path, format!("text,label,predicted,a,b\n{rows}")).expect("it can be written");
+            Reference::read(&path, &table, &labels()).map_err(|error| error.to_string())
+        };
+        let (first, second) = ("first,a,a,0.9,0.1\n", "\"one, two\",b,b,0,1\n");
+        for rows in [first.to_owned(), format!("{first}{second}")] {
+            let ours = Predictions { labels: labels(), scores: vec![vec![2.0, 1.0]] };
+            let agreement = read(&rows).expect("it begins with the row that is judged").agreement(&ours);
+            assert_eq!((agreement.num_rows, agreement.num_same_label), (1, 1));
+        }
+        let told = |rows: &str| read(rows).err().unwrap_or_default();
+        assert!(told(&format!("{second}{first}")).contains("line 2: the text is \"one, two\""));
+        let many = told(&[first, second, second].concat());
+        assert!(many.contains("there are 3 rows, and 1 to compare with and 1 behind them"), "{many}");
+        assert!(told("").contains("there are 0 rows"));
     }
 }

@@ -1,12 +1,15 @@
 //! How likely a model that answers in words is to say each label.
 //!
-//! The score of a label is the log-probability of its tokens and of the answer's end
-//! after the prompt: a label that another one begins with is told apart from it by its
-//! end. Nothing is sampled and nothing left out, so the scores are exact. What all
-//! prompts begin with is computed once, and a prompt's labels share its state.
+//! The score of a label is the log-probability of its tokens after the prompt; which
+//! tokens those are, [`LabelTask`](crate::serving::LabelTask) says. Nothing is sampled and
+//! nothing left out, so the scores are exact. What all prompts begin with is computed
+//! once, and a prompt's labels share its state.
 //! This file knows tokens and an engine; it must not know files or text.
 
+use std::sync::Arc;
+
 use quern_engine::{AdapterId, Engine, EngineError, Output, Row, SeqId, TokenId};
+use quern_scheduler::LabelTrie;
 
 use super::perplexity::negative_log_likelihoods;
 
@@ -17,28 +20,37 @@ const PROMPT: SeqId = 1;
 /// The first of those that hold a label behind the prompt.
 const FIRST_LABEL: SeqId = 2;
 
-/// For each prompt the log-probability of each label; labels end with the token that
-/// ends an answer. `progress` is called after each prompt.
+/// A prompt, and the labels that may follow on it.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// At least one token.
+    pub prompt: Arc<[TokenId]>,
+    /// In the order of their scores.
+    pub labels: Arc<LabelTrie>,
+}
+
+/// For each prompt the log-probability of each of its labels. `progress` is called after
+/// each prompt.
 ///
 /// # Errors
 /// The engine's. It must take at least three sequences, and its capacity must hold the
 /// longest prompt and all labels.
 ///
 /// # Panics
-/// When a prompt or a label is empty.
+/// When a prompt is empty.
 pub fn score(
     engine: &mut dyn Engine,
     adapter: AdapterId,
-    prompts: &[Vec<TokenId>],
-    labels: &[Vec<TokenId>],
+    questions: &[Question],
     progress: &mut dyn FnMut(),
 ) -> Result<Vec<Vec<f32>>, EngineError> {
-    let shared = common_prefix(prompts);
+    let shared = common_prefix(questions);
     if shared > 0 {
-        extend(engine, adapter, ROOT, &prompts[0][..shared], 0)?;
+        extend(engine, adapter, ROOT, &questions[0].prompt[..shared], 0)?;
     }
-    let mut scores = Vec::with_capacity(prompts.len());
-    for prompt in prompts {
+    let mut scores = Vec::with_capacity(questions.len());
+    for Question { prompt, labels } in questions {
+        let labels = labels.labels();
         engine.fork(ROOT, PROMPT, shared as u32)?;
         let logits = extend(engine, adapter, PROMPT, &prompt[shared..], shared)?;
         let at_once = engine.capabilities().max_sequences - FIRST_LABEL as usize;
@@ -55,13 +67,13 @@ pub fn score(
 }
 
 /// Tokens that all prompts begin with, short of any prompt's last.
-fn common_prefix(prompts: &[Vec<TokenId>]) -> usize {
-    let Some(first) = prompts.first() else { return 0 };
-    let alike = |prompt: &Vec<TokenId>| {
-        let same = first.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+fn common_prefix(questions: &[Question]) -> usize {
+    let Some(first) = questions.first() else { return 0 };
+    let alike = |Question { prompt, .. }: &Question| {
+        let same = first.prompt.iter().zip(prompt.iter()).take_while(|(a, b)| a == b).count();
         same.min(prompt.len() - 1)
     };
-    prompts.iter().map(alike).min().unwrap_or(0)
+    questions.iter().map(alike).min().unwrap_or(0)
 }
 
 /// Adds tokens to a sequence of `len` and gives the logits of the last.
@@ -158,16 +170,24 @@ mod tests {
     #[test]
     fn scores_are_those_of_each_label_by_itself() {
         let prompts = [vec![1, 2, 3, 4, 5], vec![1, 2, 3, 9], vec![1, 2, 3], vec![1, 2, 3, 4, 6, 7, 8, 9]];
-        let labels = [vec![10, 300], vec![10, 11, 300], vec![12, 13, 14, 300], vec![300]];
+        let some = vec![vec![10, 300], vec![10, 11, 300], vec![12, 13, 14, 300], vec![300]];
+        let others = vec![vec![10], vec![10, 11], vec![20, 21, 22]];
+        let labels = [&some, &some, &others, &some];
         let expected: Vec<Vec<f32>> = prompts
             .iter()
-            .map(|prompt| labels.iter().map(|label| plainly(prompt, label)).collect())
+            .zip(labels)
+            .map(|(prompt, labels)| labels.iter().map(|label| plainly(prompt, label)).collect())
             .collect();
-        assert_eq!(common_prefix(&prompts), 2);
+        let question = |(prompt, labels): (&Vec<TokenId>, &Vec<Vec<TokenId>>)| Question {
+            prompt: prompt.as_slice().into(),
+            labels: Arc::new(LabelTrie::new(labels).expect("no label is empty")),
+        };
+        let questions: Vec<Question> = prompts.iter().zip(labels).map(question).collect();
+        assert_eq!(common_prefix(&questions), 2);
         for (max_sequences, max_rows) in [(64, 64), (3, 64), (4, 2), (3, 1)] {
             let mut engine = engine(max_sequences, max_rows);
             let mut num_done = 0;
-            let found = score(&mut engine, AdapterId::BASE, &prompts, &labels, &mut || num_done += 1);
+            let found = score(&mut engine, AdapterId::BASE, &questions, &mut || num_done += 1);
             assert_eq!(found.expect("it fits"), expected, "{max_sequences} {max_rows}");
             assert_eq!((engine.kv_used(), num_done), (0, prompts.len()));
         }

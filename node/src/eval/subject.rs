@@ -2,16 +2,17 @@
 //! engine on it that fits the work. No scheduler and no HTTP.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use quern_adapters::{Adapter, FileType, Format, Head, PipelineError, check_base, convert};
 use quern_engine::{AdapterId, Engine as _, TokenId};
 use quern_gguf::Gguf;
 use quern_llama::{LlamaConfig, LlamaEngine};
 use quern_models::{cache_dir, resolve};
-use quern_text::{ChatInput, ChatTemplate, Special, TemplateError, Tokenizer};
-use serde_json::json;
+use quern_text::{ChatTemplate, Special, TemplateError, Tokenizer};
 
 use super::EvalError;
+use crate::serving::{LabelTask, TEXT, Wording};
 
 /// The adapter's number in an engine.
 const ADAPTER: AdapterId = AdapterId(1);
@@ -27,7 +28,7 @@ pub(crate) struct Subject {
     pub(crate) path: PathBuf,
     pub(crate) tokenizer: Tokenizer,
     /// Where the model has one.
-    pub(crate) template: Option<ChatTemplate>,
+    pub(crate) template: Option<Arc<ChatTemplate>>,
     /// The adapter's head, or the one that was merged into the model.
     pub(crate) head: Option<Head>,
     /// Tokens of the longest sequence that the model was trained for.
@@ -67,7 +68,7 @@ impl Subject {
             head = adapter.head.clone();
         }
         let template = match ChatTemplate::from_gguf(&gguf) {
-            Ok(template) => Some(template),
+            Ok(template) => Some(Arc::new(template)),
             Err(TemplateError::Gguf(error)) if error.is_missing_key() => None,
             Err(error) => return Err(error.into()),
         };
@@ -129,15 +130,25 @@ impl Subject {
         Ok(self.tokenizer.encode_prompt(text, Special::AsText)?)
     }
 
-    /// A conversation of a system's and a user's message, up to where the answer begins.
-    pub(crate) fn chat(&self, system: Option<&str>, user: &str) -> Result<Vec<TokenId>, EvalError> {
+    /// Labels as answers to a conversation of a system's message and the text, as a node
+    /// would score them.
+    pub(crate) fn label_task(
+        &self,
+        system: Option<&str>,
+        labels: &[String],
+        end_token: Option<bool>,
+    ) -> Result<LabelTask, EvalError> {
+        if self.template.is_none() {
+            return Err(EvalError::NoTemplate { path: self.path.clone() });
+        }
+        if end_token == Some(true) && self.tokenizer.eos().is_none() {
+            return Err(EvalError::NoEnd { path: self.path.clone() });
+        }
+        let message = |role: &str, content: &str| (role.to_owned(), content.to_owned());
+        let system = system.map(|content| message("system", content));
+        let wording = Wording::Messages(system.into_iter().chain([message("user", TEXT)]).collect());
         let template = self.template.as_ref();
-        let template = template.ok_or_else(|| EvalError::NoTemplate { path: self.path.clone() })?;
-        let system = system.map(|content| json!({"role": "system", "content": content}));
-        let user = json!({"role": "user", "content": user});
-        let messages = system.into_iter().chain([user]).collect();
-        let input = ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() };
-        Ok(template.encode_chat(&self.tokenizer, &input)?)
+        Ok(LabelTask::new(&self.tokenizer, template, wording, labels.to_vec(), end_token, 0.0)?)
     }
 }
 

@@ -70,6 +70,8 @@ pub struct Table {
     pub path: PathBuf,
     /// At least one.
     pub rows: Vec<Labelled>,
+    /// Rows of the file behind these, which are left out.
+    pub num_left_out: usize,
 }
 
 /// A text and its label.
@@ -102,8 +104,15 @@ impl Table {
         }
         match rows.is_empty() {
             true => Err(TableError::NoRows { path: path.to_owned() }),
-            false => Ok(Table { path: path.to_owned(), rows }),
+            false => Ok(Table { path: path.to_owned(), rows, num_left_out: 0 }),
         }
+    }
+
+    /// Keeps the first `num_rows`, at least one.
+    pub fn keep(&mut self, num_rows: usize) {
+        let num_rows = num_rows.clamp(1, self.rows.len());
+        self.num_left_out += self.rows.len() - num_rows;
+        self.rows.truncate(num_rows);
     }
 
     /// The labels that occur, each once, in order of the alphabet.

@@ -18,6 +18,7 @@ mod recent;
 mod score;
 mod served;
 mod sink;
+mod temperature;
 mod tenants;
 
 use std::sync::Arc;
@@ -43,6 +44,7 @@ pub use prompt::Prompt;
 pub use recent::Recent;
 pub use score::{LabelTask, Labelled, TEXT, Wording};
 pub use served::Served;
+pub use temperature::Temperature;
 pub use tenants::Tenants;
 
 /// A served model: its workers, and what turns text into its tokens and back.
@@ -66,7 +68,7 @@ pub struct Model {
     /// The classification head that its file carries.
     pub head: Option<Arc<Head>>,
     /// What the head's scores are divided by before softmax, 1 where it is not calibrated.
-    pub temperature: f32,
+    pub temperature: Temperature,
     /// Longest sequence, prompt and answer together, in tokens.
     pub max_sequence_len: usize,
     /// Length of an embedding.

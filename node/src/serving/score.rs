@@ -5,6 +5,9 @@
 //! one token. So each label is tokenised together with the text before it, back to the
 //! last control token, and whatever is the same for all labels belongs to the prompt. In
 //! most templates nothing of the client's text stands there, and then this is done once.
+//!
+//! This is the one place that says which tokens a label is scored by; `quern eval` asks
+//! it, too.
 
 use std::sync::Arc;
 
@@ -104,7 +107,11 @@ impl LabelTask {
         prompt::off_thread_if(model, size_bytes, move |model| task.encode(&model.tokenizer, &text)).await
     }
 
-    fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Result<Labelled, Error> {
+    /// As [`LabelTask::read`], on this thread.
+    ///
+    /// # Errors
+    /// As for [`LabelTask::read`].
+    pub fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Result<Labelled, Error> {
         let mut tokens = self.template.encode_chat(tokenizer, &input(&self.wording, text))?;
         let tail = tail(tokenizer, &tokens);
         let own = (tail != self.usual.tail).then(|| join(tokenizer, tail, &self.labels, self.end_token));

@@ -72,7 +72,10 @@ impl Served {
     /// What the head's scores are divided by before softmax: as it was calibrated, or 1.
     #[must_use]
     pub fn temperature(&self) -> f32 {
-        self.lease.as_ref().map_or(self.model.temperature, |lease| lease.version().found.temperature)
+        match &self.lease {
+            Some(lease) => lease.version().found.temperature,
+            None => self.model.temperature.get(),
+        }
     }
 }
 

@@ -304,6 +304,29 @@ async fn files_that_go_or_change_while_an_adapter_is_served() {
     assert_eq!(text(&ask(&server, "changed", "x y").await), expected(&server, "changed", "x y", 8).await);
 }
 
+async fn says_its_own(server: &Server, name: &str) {
+    assert_eq!(text(&ask(server, name, "x y").await), expected(server, name, "x y", 8).await);
+}
+
+/// Memory keeps no copies at all, and the engine is brought what leases hold.
+#[tokio::test]
+async fn adapters_take_turns_where_memory_keeps_none() {
+    let scheduler = SchedulerConfig { check_invariants: true, max_adapters: 2, ..SchedulerConfig::default() };
+    let settings =
+        adapters::Settings { max_resident: 2, max_memory_bytes: 0, ..adapters::Settings::default() };
+    let server = start(Options { scheduler, adapters: settings, ..Options::default() }).await;
+    let dir = tempfile::tempdir().unwrap();
+    let names = ["a", "b", "c", "d"];
+    for (name, seed) in names.into_iter().zip(1..) {
+        load(&server, dir.path(), name, seed).await;
+    }
+    for _ in 0..3 {
+        let twice = [names, names].concat().into_iter();
+        join_all(twice.map(|name| says_its_own(&server, name))).await;
+    }
+    assert_eq!(registry(&server).memory_bytes(), 0);
+}
+
 #[tokio::test]
 async fn a_thousand_loads_at_once_are_all_served() {
     let (server, dir) = server().await;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use quern::adapters::{self, Base, Registry};
 use quern::http::{Node, RenderMetrics, Settings, serve_admin, serve_public};
 use quern::policies::{Policies, keep_tuning};
-use quern::serving::{Configured, Defaults, Model};
+use quern::serving::{Configured, Defaults, Model, Temperature};
 use quern::workers::{self, Parts, StartError, Workers};
 use quern_adapters::{FileType, Head};
 use quern_engine::fake::{FakeConfig, FakeEngine, Gate};
@@ -153,7 +153,7 @@ pub async fn start(options: Options) -> Server {
         constraints: Arc::clone(&TEXT.constraints),
         adapters: Some(registry),
         head: options.head,
-        temperature: 1.0,
+        temperature: Temperature::new(1.0),
         max_sequence_len: options.max_sequence_len,
         embedding_size: engine.capabilities.hidden_size,
         defaults: Defaults { temperature: 0.0, ..Defaults::default() },

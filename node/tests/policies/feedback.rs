@@ -84,7 +84,8 @@ async fn it_hears_how_each_ended_and_what_it_took() {
     all_told(&server).await;
     server.post(CHAT, &chat("a", json!({"max_tokens": 2}))).await.ok();
 
-    // A client that hangs up does not.
+    // A client that hangs up does not. Nobody else runs by then who could be taken for it.
+    until(|| server.load().running == 0).await;
     let asked = tokio::spawn(server.client.post(server.url(CHAT)).json(&long_chat(1900, json!({}))).send());
     until(|| server.load().running == 1).await;
     asked.abort();

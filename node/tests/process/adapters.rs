@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::node::{Node, quern, told};
+use crate::node::{Node, file, quern, told};
 use crate::peft::Peft;
 
 /// The default model and the folder of its adapters; `None`, said loudly, without them.
@@ -62,17 +62,44 @@ async fn an_adapter_changes_what_a_model_says_and_leaves_the_model() {
 fn check_tells_what_adapters_are() {
     let (dir, model) = crate::node::tiny_model();
     let good = Peft::classifier(1).write(&dir.path().join("good"));
-    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    let hollow = dir.path().join("hollow");
+    std::fs::create_dir(&hollow).unwrap();
+    std::fs::write(hollow.join("adapter_config.json"), "no JSON").unwrap();
     let args = ["check", "--model", model.to_str().unwrap(), "--listen", "127.0.0.1:0"];
     let args = [&args[..], &["--admin-listen", "127.0.0.1:0", "--adapter"]].concat();
     let good = format!("good={}", good.display());
     let (code, _, said) = told(&quern(&[&args[..], &[&good]].concat()));
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("adapter good: rank 4, 2 labels"), "{said}");
-    let empty = format!("bad={}", dir.path().join("empty").display());
-    let (code, _, said) = told(&quern(&[&args[..], &[&good, "--adapter", &empty]].concat()));
+    let hollow = format!("bad={}", hollow.display());
+    let (code, _, said) = told(&quern(&[&args[..], &[&good, "--adapter", &hollow]].concat()));
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("adapter bad: ") && said.contains("adapter_config.json"), "{said}");
+}
+
+/// The model is no model, and would be told of if anybody had opened it.
+#[test]
+fn adapters_are_looked_for_before_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (model, good, empty) = (file(dir.path(), "model.gguf", "no model"), place("good"), place("empty"));
+    Peft::new(1).write(good.as_ref());
+    std::fs::create_dir(&empty).unwrap();
+    let config = file(dir.path(), "quern.toml", &format!("[[adapter]]\nname = \"a\"\npath = {empty:?}\n"));
+    let flags = [format!("good={good}"), format!("gone={}", place("gone"))];
+    for command in ["serve", "check"] {
+        let args = [command, "--model", &model, "--config", &config, "--adapter", &flags[0]];
+        let (code, _, said) = told(&quern(&[&args[..], &["--adapter", &flags[1]]].concat()));
+        assert_eq!(code, 64, "{said}");
+        let lines: Vec<&str> = said.lines().collect();
+        let wanted = [
+            format!(
+                "adapter[0].path: {empty}: the folder has no adapter_config.json, so it is no PEFT adapter"
+            ),
+            format!("adapter[2].path: {}: there is no such file or folder", place("gone")),
+        ];
+        assert_eq!(lines, wanted);
+    }
 }
 
 #[tokio::test]

@@ -3,8 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
+use quern_adapters::Head;
 use serde_json::{Value, json};
 
+use crate::eval::{WithHead, changed};
 use crate::node::{Node, file, quern, tiny_model, told};
 
 const LABELS: [&str; 6] = ["pay", "pay bill", "payment", "transfer money", "transfer", "zzz"];
@@ -73,6 +75,71 @@ async fn labels_score_what_their_tokens_do() {
     }
 }
 
+/// What `quern eval` says of each text and label, with a classifier's settings as flags.
+fn judged(model: &Path, texts: &[&str], labels: &str, end_token: Option<bool>) -> Vec<Vec<f64>> {
+    let dir = model.parent().unwrap();
+    let first = std::fs::read_to_string(labels).unwrap().lines().next().unwrap().to_owned();
+    let rows: String = texts.iter().map(|text| format!("{text},{first}\n")).collect();
+    let rows = file(dir, "rows.csv", &format!("text,label\n{rows}"));
+    let said = dir.join("said.csv");
+    let [model, said] = [model, &said].map(|path| path.to_str().unwrap());
+    let args = ["eval", model, "--csv", &rows, "--labels", labels, "--system", SYSTEM, "--threads", "1"];
+    let end_token = end_token.map(|end_token| ["--end-token".to_owned(), end_token.to_string()]);
+    let end_token: Vec<&str> = end_token.iter().flatten().map(String::as_str).collect();
+    let (code, _, errors) = told(&quern(&[&args[..], &["--predictions", said], &end_token].concat()));
+    assert_eq!(code, 0, "{errors}");
+    let said = std::fs::read_to_string(said).unwrap();
+    let probs = |line: &str| line.split(',').skip(3).map(|prob| prob.parse().unwrap()).collect();
+    said.lines().skip(1).map(probs).collect()
+}
+
+const SYSTEM: &str = "Name what they want.";
+
+#[tokio::test]
+async fn labels_are_as_likely_when_judged_as_when_served() {
+    let (dir, model) = tiny_model();
+    let apart = ["pay", "transfer money", "zzz"];
+    let cases: [(&str, &[&str], Option<bool>); 4] = [
+        ("nested", &LABELS, None),
+        ("nested-open", &LABELS, Some(false)),
+        ("apart", &apart, None),
+        ("apart-ended", &apart, Some(true)),
+    ];
+    let (mut config, mut files) = (String::new(), Vec::new());
+    for (name, labels, end_token) in cases {
+        let labels = file(dir.path(), &format!("{name}.txt"), &format!("{}\n", labels.join("\n")));
+        let end = end_token.map_or_else(String::new, |end_token| format!("end_token = {end_token}\n"));
+        config.push_str(&format!(
+            "[[classifier]]\nname = \"{name}\"\nlabels_file = {labels:?}\n{end}messages = [\
+             {{ role = \"system\", content = {SYSTEM:?} }}, {{ role = \"user\", content = \"{{text}}\" }}]\n"
+        ));
+        files.push(labels);
+    }
+    let config = file(dir.path(), "quern.toml", &config);
+    let node = Node::serve(&model, "llama", &["--kv-capacity", "512", "--threads", "1", "--config", &config]);
+
+    let texts = ["move my money", "what do i owe", "x"];
+    let mut all = Vec::new();
+    for ((name, _, end_token), labels) in cases.into_iter().zip(&files) {
+        let served = post(&node, "/v1/classify", json!({"model": name, "input": texts})).await;
+        let served = served["data"].as_array().unwrap_or_else(|| panic!("{served}")).iter().map(probs);
+        let judged = judged(&model, &texts, labels, end_token);
+        for (served, judged) in served.zip(&judged) {
+            assert_eq!(served.len(), judged.len());
+            let close = |(one, other): (&f64, &f64)| (one - other).abs() < 2e-3;
+            assert!(served.iter().zip(judged).all(close), "{name}: {served:?} is not {judged:?}");
+        }
+        all.push(judged);
+    }
+    let differ = |one: &[Vec<f64>], other: &[Vec<f64>]| {
+        one.concat().iter().zip(other.concat()).any(|(one, other)| (one - other).abs() > 1e-2)
+    };
+    assert!(
+        differ(&all[0], &all[1]) && differ(&all[2], &all[3]),
+        "the end token makes a difference: {all:?}"
+    );
+}
+
 #[test]
 fn a_classifier_that_cannot_serve_is_told_by_name() {
     let dir = tempfile::tempdir().unwrap();
@@ -96,6 +163,27 @@ fn a_classifier_that_cannot_serve_is_told_by_name() {
     let no_text = check("labels = [\"a\", \"b\"]\ntemplate = \"Topic:\"\n");
     assert_eq!(no_text.0, 64);
     assert!(no_text.2.contains("classifier[0].template: it has no {text}"), "{no_text:?}");
+}
+
+#[tokio::test]
+async fn a_merged_head_is_calibrated_while_it_serves() {
+    let (dir, model) = tiny_model();
+    let labels = ["no", "yes", "perhaps"].map(str::to_owned).to_vec();
+    let bias = Some(vec![0.0, 1.0, 0.0]);
+    let head = Head { weight: vec![0.0; 3 * 256], bias, labels, hidden: 256 };
+    let model = changed(&model, "merged.gguf", &mut WithHead(head));
+    let mut node = Node::serve(&model, "llama", &["--set", "adapters.watch_interval=10ms"]);
+    for temperature in [1.0_f64, 2.5] {
+        if temperature != 1.0 {
+            let partial = file(dir.path(), "partial", &format!("{{\"temperature\": {temperature}}}"));
+            std::fs::rename(partial, dir.path().join("merged.calibration.json")).unwrap();
+            node.wait_for("calibration changed");
+        }
+        let answer = post(&node, "/v1/classify", json!({"model": "merged", "input": "what is it"})).await;
+        let yes = (1.0 / temperature).exp();
+        let found = probs(&answer["data"][0]);
+        assert!((found[1] - yes / (yes + 2.0)).abs() < 1e-5, "{temperature}: {answer}");
+    }
 }
 
 /// What transformers says of a row: the text, the label, all probabilities.

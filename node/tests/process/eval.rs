@@ -61,7 +61,7 @@ impl RowChange for Zero {
 }
 
 /// Gives a model a classification head.
-struct WithHead(Head);
+pub struct WithHead(pub Head);
 
 impl Change for WithHead {
     fn begin(
@@ -76,7 +76,7 @@ impl Change for WithHead {
     }
 }
 
-fn changed(model: &Path, name: &str, change: &mut dyn Change) -> PathBuf {
+pub fn changed(model: &Path, name: &str, change: &mut dyn Change) -> PathBuf {
     let out = model.with_file_name(name);
     let source = open_source(model).unwrap();
     rewrite(source.as_ref(), change, Types::Kept, &Plain, &out, &mut |_| {}).unwrap();
@@ -159,6 +159,8 @@ fn a_head_labels_rows_and_what_it_said_can_be_compared() {
     let found = report(&[&args[..], &["--reference", &said_file]].concat());
     let agreement = &found["models"][0]["agreement"];
     assert_eq!((&agreement["num_same_label"], &agreement["num_close"]), (&Json::from(8), &Json::from(8)));
+    let found = report(&[&args[..], &["--reference", &said_file, "--rows", "3"]].concat());
+    assert_eq!(found["models"][0]["agreement"]["num_rows"], 3, "its first rows are enough");
 
     let out = said(&["eval", model, "--calibrate", &rows]);
     assert!(

@@ -79,7 +79,7 @@ fn who_was_not_used_for_longest_makes_room_and_a_pinned_one_stays() {
         bench.run(20);
         assert_eq!([held(&pinned), held(&two), held(&three)], expected, "after {id:?}");
     }
-    assert_eq!(pinned.num_reads.load(Ordering::Relaxed), 1);
+    assert_eq!(pinned.num_loads.load(Ordering::Relaxed), 1);
     drop(bench);
     assert_eq!([held(&pinned), held(&two)], [0, 0], "the engine is gone");
 }
@@ -121,7 +121,10 @@ fn an_adapter_that_cannot_be_had_ends_its_requests_alone() {
     content.is_gone.store(true, Ordering::Relaxed);
     bench.run(300);
     // It leaves the engine for another one's turn, and cannot come back.
-    assert_eq!(lucky.failure(), Some(Failure::Adapter("its file is gone".to_owned())));
+    assert_eq!(
+        lucky.failure(),
+        Some(Failure::Adapter("nobody holds its content ready for an engine".to_owned()))
+    );
     assert_eq!(unknown.failure(), Some(Failure::Adapter("it is not loaded any more".to_owned())));
     for (id, salt, stream) in [(TWO, 2, &others[0]), (AdapterId::BASE, 3, &others[1])] {
         assert_eq!(stream.tokens(), bench.expected(id, &prompt(salt, 10), 30));

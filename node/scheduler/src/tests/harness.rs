@@ -15,7 +15,7 @@ use crate::request::{
     Closed, DEFAULT_PRIORITY, Event, Failure, FinishReason, Generate, Request, SamplingParams, Sink, Work,
 };
 use crate::step_loop::StepLoop;
-use crate::{AdapterSource, Handle, SchedulerConfig, build};
+use crate::{AdapterSource, Handle, Prepared, SchedulerConfig, build};
 
 /// What a test sees of one sequence.
 #[derive(Clone, Default)]
@@ -110,7 +110,15 @@ pub(crate) struct Content {
     pub(crate) is_gone: AtomicBool,
     pub(crate) is_pinned: bool,
     pub(crate) num_held: AtomicUsize,
-    pub(crate) num_reads: AtomicUsize,
+    pub(crate) num_loads: AtomicUsize,
+}
+
+struct Here;
+
+impl Prepared for Here {
+    fn path(&self) -> &Path {
+        env!("CARGO_MANIFEST_DIR").as_ref()
+    }
 }
 
 impl AdapterSource for Content {
@@ -118,26 +126,20 @@ impl AdapterSource for Content {
         1
     }
 
-    fn is_in_memory(&self) -> bool {
-        !self.is_gone.load(Ordering::Relaxed)
+    fn prepared(&self) -> Option<Arc<dyn Prepared>> {
+        (!self.is_gone.load(Ordering::Relaxed)).then(|| Arc::new(Here) as Arc<dyn Prepared>)
     }
 
     fn is_pinned(&self) -> bool {
         self.is_pinned
     }
 
-    fn with_file(&self, read: &mut dyn FnMut(&Path)) -> Result<(), String> {
-        if self.is_gone.load(Ordering::Relaxed) {
-            return Err("its file is gone".to_owned());
-        }
-        self.num_reads.fetch_add(1, Ordering::Relaxed);
-        read(env!("CARGO_MANIFEST_DIR").as_ref());
-        Ok(())
-    }
-
     fn note_held(&self, is_held: bool) {
         match is_held {
-            true => self.num_held.fetch_add(1, Ordering::Relaxed),
+            true => {
+                self.num_loads.fetch_add(1, Ordering::Relaxed);
+                self.num_held.fetch_add(1, Ordering::Relaxed)
+            }
             false => self.num_held.fetch_sub(1, Ordering::Relaxed),
         };
     }

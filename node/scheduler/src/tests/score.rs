@@ -23,6 +23,13 @@ fn alone(fake: &FakeConfig, adapter: AdapterId, prompt: &[u32], label: &[u32]) -
     sum
 }
 
+#[test]
+fn a_trie_gives_back_its_labels() {
+    let labels = [vec![1, 2, 3], vec![1], vec![4, 2], vec![1, 2], vec![1]];
+    let trie = LabelTrie::new(&labels).unwrap();
+    assert_eq!((trie.labels(), trie.max_len()), (labels.to_vec(), 3));
+}
+
 fn ask(bench: &mut Bench, prompt: &[u32], labels: &[Vec<u32>], adapter: u32, skip_below: f32) -> Stream {
     let stream = Stream::default();
     let labels = Arc::new(LabelTrie::new(labels).unwrap());

@@ -1,18 +1,17 @@
 //! Cold starts that cannot succeed end with the reason, and leave no process behind.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
-
-use std::net::TcpListener;
 use std::time::Duration;
 
 use quern_bench::cold_start::ColdStart;
 
+use crate::server::nobody;
+
 fn error_of(command: &[&str]) -> String {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = nobody();
     let cold_start = ColdStart {
         name: "probe".to_owned(),
-        ready_url: format!("http://{nobody}/ready"),
-        url: format!("http://{nobody}"),
+        ready_url: format!("{nobody}/ready"),
+        url: nobody,
         model: None,
         api_key: None,
         command: command.iter().map(|word| (*word).to_owned()).collect(),

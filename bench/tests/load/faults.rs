@@ -2,97 +2,29 @@
 //! counted by its kind, and the run must end. The servers write raw bytes, to decide every cut themselves. Where
 //! one of them waits, it plays a slow server, and only lower bounds are asserted.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
-
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::TcpStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Barrier, LazyLock, Mutex};
+use std::sync::{Barrier, LazyLock, Mutex};
 use std::time::Duration;
 
-use quern_bench::client::Server;
-use quern_bench::output::{FolderSink, NoSink, RunHeader, table, write_summary};
-use quern_bench::run::{RunOutcome, RunPlan, run};
-use quern_bench::workload::{Load, Workload};
+use quern_bench::output::NoSink;
+use quern_bench::run::run;
+use quern_bench::workload::Workload;
 
-const EVENT_STREAM: &str =
-    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+use crate::server::{
+    CLOSED, EVENT_STREAM, Request, chunk, delta, nobody, outcome, plan, plan_of, run_of, send_json, serve,
+    stream_well, workload,
+};
 
-/// What the server does with a request: its number, its body, and the connection to answer on.
-/// False closes the connection.
-type Behaviour = fn(usize, &str, &mut TcpStream) -> std::io::Result<bool>;
-
-/// A server on a free port; it lives as long as the test program.
-fn serve(behaviour: Behaviour) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let count = Arc::new(AtomicUsize::new(0));
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (mut stream, count) = (stream.unwrap(), Arc::clone(&count));
-            std::thread::spawn(move || {
-                // A client that hangs up ends its connection's thread, as it should.
-                while let Some(body) = read_request(&mut stream) {
-                    let number = count.fetch_add(1, Ordering::SeqCst);
-                    if !matches!(behaviour(number, &body, &mut stream), Ok(true)) {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    url
-}
-
-fn read_request(stream: &mut TcpStream) -> Option<String> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte).ok()?;
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head).ok()?.to_lowercase();
-    let length = head.split("content-length: ").nth(1)?.split('\r').next()?.parse().ok()?;
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).ok()?;
-    String::from_utf8(body).ok()
-}
-
-/// Sends bytes as one chunk of the chunked encoding.
-fn chunk(stream: &mut TcpStream, data: &[u8]) -> std::io::Result<()> {
-    write!(stream, "{:x}\r\n", data.len())?;
-    stream.write_all(data)?;
-    stream.write_all(b"\r\n")
-}
-
-fn delta(text: &str) -> String {
-    format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n")
-}
-
-/// Three tokens, usage, the end. Events are cut in the middle.
-fn stream_well(_: usize, body: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
-    stream.write_all(EVENT_STREAM.as_bytes())?;
-    let last = if body.contains("\"odd\"") { "!" } else { "." };
-    let usage =
-        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":5}}\n\ndata: [DONE]\n\n";
-    let whole =
-        [delta("Gr"), delta("üße").replace("\n\n", "\r\n\r\n"), delta(last), usage.to_owned()].concat();
-    for part in whole.as_bytes().chunks(13) {
-        chunk(stream, part)?;
-    }
-    stream.write_all(b"0\r\n\r\n")?;
-    Ok(true)
-}
-
-fn die_mid_stream(_: usize, _: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+fn die_mid_stream(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
     stream.write_all(EVENT_STREAM.as_bytes())?;
     chunk(stream, delta("a").as_bytes())?;
     Ok(false)
 }
 
 /// A well-formed HTTP response that ends before the stream said that it was done.
-fn end_without_done(_: usize, _: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+fn end_without_done(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
     stream.write_all(EVENT_STREAM.as_bytes())?;
     chunk(stream, delta("a").as_bytes())?;
     stream.write_all(b"0\r\n\r\n")?;
@@ -100,7 +32,7 @@ fn end_without_done(_: usize, _: &str, stream: &mut TcpStream) -> std::io::Resul
 }
 
 /// One token, then nothing: the thread waits until the client hangs up.
-fn stall(_: usize, _: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+fn stall(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
     stream.write_all(EVENT_STREAM.as_bytes())?;
     chunk(stream, delta("a").as_bytes())?;
     let _ = stream.read(&mut [0]);
@@ -108,77 +40,58 @@ fn stall(_: usize, _: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
 }
 
 /// Accepts, and never says a word.
-fn stay_silent(_: usize, _: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+fn stay_silent(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
     let _ = stream.read(&mut [0]);
     Ok(false)
 }
 
-fn send_html(_: usize, _: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+fn send_html(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
     stream.write_all(EVENT_STREAM.as_bytes())?;
     chunk(stream, b"<html>\n<body>it works</body>\n")?;
     Ok(false)
 }
 
-fn send_broken_json(_: usize, _: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+fn speak_no_http(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+    stream.write_all(b"220 mail.example ESMTP ready\r\n\r\n")?;
+    Ok(false)
+}
+
+fn send_a_broken_chunk(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+    stream.write_all(EVENT_STREAM.as_bytes())?;
+    stream.write_all(b"many bytes\r\ndata: 1\n\n")?;
+    Ok(false)
+}
+
+fn send_broken_json(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
     stream.write_all(EVENT_STREAM.as_bytes())?;
     chunk(stream, b"data: {\"choices\": [\n\n")?;
     Ok(false)
 }
 
-fn report_an_error(_: usize, _: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+fn report_an_error(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
     stream.write_all(EVENT_STREAM.as_bytes())?;
     chunk(stream, b"data: {\"error\":{\"message\":\"out of memory\"}}\n\n")?;
     Ok(false)
 }
 
-fn refuse(_: usize, _: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+pub fn refuse(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
     stream.write_all(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 4\r\n\r\nfull")?;
     Ok(true)
 }
 
 /// Every second request fails, so that one run holds good and bad.
-fn die_now_and_then(number: usize, body: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
-    if number.is_multiple_of(2) {
-        stream_well(number, body, stream)
+pub fn die_now_and_then(request: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+    if request.number.is_multiple_of(2) {
+        stream_well(request, stream)
     } else {
-        die_mid_stream(number, body, stream)
+        die_mid_stream(request, stream)
     }
 }
 
-const CLOSED: &str = "mode = \"closed\"\nclients = [2]\nrequests = 6\nstall_timeout_s = 0.3";
-
-fn plan(load: &str, check: &str, urls: &[String]) -> RunPlan {
-    let text = format!(
-        "name = \"probe\"\nmax_tokens = 8\n[prompts]\ninline = [\"a\"]\n[load]\n{load}\n[check]\n{check}\n"
-    );
-    let workload = Workload::parse("probe.toml", &text, None).unwrap();
-    let prompts = workload.read_prompts(&workload.prompts).unwrap();
-    let long_prompts = match &workload.load {
-        Load::LongPrompt { prompts, .. } => Some(workload.read_prompts(prompts).unwrap()),
-        _ => None,
-    };
-    let server = |(idx, url): (usize, &String)| Server {
-        name: format!("s{idx}"),
-        url: url.clone(),
-        model: if idx == 0 { "m" } else { "odd" }.to_owned(),
-        ..Server::default()
-    };
-    let servers = urls.iter().enumerate().map(server).collect();
-    RunPlan { workload, prompts, long_prompts, servers, rounds: 1, seed: 1 }
-}
-
-fn outcome(load: &str, check: &str, urls: &[String]) -> (RunOutcome, bool) {
-    let plan = plan(load, check, urls);
-    let workload = plan.workload.clone();
-    let outcome = run(plan, Box::new(NoSink)).unwrap();
-    let is_passed = outcome.is_passed(&workload);
-    (outcome, is_passed)
-}
-
 /// A label for each text, the last one null, and a wrong one for the text `c`.
-fn classify(_: usize, body: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
-    let request: serde_json::Value = serde_json::from_str(body)?;
-    let texts = request["input"].as_array().unwrap();
+fn classify(request: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+    let asked: serde_json::Value = serde_json::from_str(&request.body)?;
+    let texts = asked["input"].as_array().unwrap();
     let label = |text: &serde_json::Value| match text.as_str() {
         Some("a") => serde_json::json!("first"),
         Some("b") => serde_json::json!("second"),
@@ -186,21 +99,16 @@ fn classify(_: usize, body: &str, stream: &mut TcpStream) -> std::io::Result<boo
     };
     let data: Vec<serde_json::Value> =
         texts.iter().map(|text| serde_json::json!({"label": label(text)})).collect();
-    let answer = serde_json::json!({"data": data, "usage": {"prompt_tokens": 7}}).to_string();
-    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: ";
-    write!(stream, "{head}{}\r\n\r\n{answer}", answer.len())?;
-    Ok(true)
+    send_json(stream, &serde_json::json!({"data": data, "usage": {"prompt_tokens": 7}}).to_string())
 }
 
 #[test]
 fn labels_are_compared_one_by_one() {
-    let mut plan = plan(CLOSED, "expected = \"report\"", &[serve(classify)]);
     let text = "name = \"probe\"\napi = \"classify\"\ntexts = 3\nmax_tokens = 1\n[prompts]\ninline = [\"a\", \"b\", \"c\"]\n\
                 expected = [\"first\", \"second\", \"third\"]\n[load]\n";
     let text = format!("{text}{CLOSED}\n[check]\nexpected = \"report\"\n");
-    plan.workload = Workload::parse("probe.toml", &text, None).unwrap();
-    plan.prompts = plan.workload.read_prompts(&plan.workload.prompts).unwrap();
-    let outcome = run(plan, Box::new(NoSink)).unwrap();
+    let workload = Workload::parse("probe.toml", &text, None).unwrap();
+    let (outcome, _) = run_of(plan_of(workload, &[serve(classify)]));
     let phase = &outcome.phases[0];
     assert_eq!((phase.num_ok, phase.num_with_expected, phase.num_as_expected), (6, 18, 12));
     assert_eq!((phase.prompt_tokens, phase.tokens), (42, 0));
@@ -248,9 +156,10 @@ fn a_good_stream_is_measured() {
 
 #[test]
 fn each_fault_is_counted_by_its_kind() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let cases: [(&str, String); 9] = [
-        ("connect", format!("http://{nobody}")),
+    let cases: [(&str, String); 11] = [
+        ("broken HTTP", serve(speak_no_http)),
+        ("broken HTTP", serve(send_a_broken_chunk)),
+        ("connect", nobody()),
         ("status 429", serve(refuse)),
         ("closed mid-stream", serve(die_mid_stream)),
         ("closed mid-stream", serve(end_without_done)),
@@ -270,7 +179,7 @@ fn each_fault_is_counted_by_its_kind() {
 
 #[test]
 fn a_request_that_trickles_for_ever_ends_at_its_limit() {
-    fn trickle(_: usize, _: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
+    fn trickle(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
         stream.write_all(EVENT_STREAM.as_bytes())?;
         stream.set_read_timeout(Some(Duration::from_millis(20)))?;
         loop {
@@ -298,7 +207,8 @@ fn good_and_bad_requests_of_one_run_are_told_apart() {
 #[test]
 fn wrong_answers_fail_the_run() {
     let url = serve(stream_well);
-    for check in ["min_tokens = 6", "json = true", "one_of = [\"no\"]"] {
+    let schema = "json_schema = { type = \"object\" }";
+    for check in ["min_tokens = 6", "json = true", "one_of = [\"no\"]", "regex = \"^no$\"", schema] {
         let (outcome, is_passed) = outcome(CLOSED, check, std::slice::from_ref(&url));
         assert_eq!((outcome.phases[0].num_wrong, is_passed), (6, false), "{check}");
     }
@@ -318,8 +228,8 @@ fn each_response_is_read_to_its_end() {
         let (sender, receiver) = channel();
         (sender, Mutex::new(receiver))
     });
-    fn note_end(number: usize, body: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
-        stream_well(number, body, stream)?;
+    fn note_end(request: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+        stream_well(request, stream)?;
         // A client that left bytes unread resets the connection; one that read them all ends it.
         CLEAN_ENDS.0.send(matches!(stream.read(&mut [0]), Ok(0))).unwrap();
         Ok(false)
@@ -333,32 +243,16 @@ fn each_response_is_read_to_its_end() {
     }
 }
 
-#[test]
-fn open_loop_latency_counts_the_time_spent_waiting_here() {
-    fn slow(number: usize, body: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
-        std::thread::sleep(Duration::from_millis(50));
-        stream_well(number, body, stream)
-    }
-    // Ten requests meant to arrive within 10 ms, but one at a time under way: the last waits for the nine others.
-    let load = "mode = \"open\"\narrivals = \"constant\"\nrates = [1000.0]\nrequests = 10\nmax_in_flight = 1";
-    let (outcome, _) = outcome(load, "", &[serve(slow)]);
-    let phase = &outcome.phases[0];
-    assert_eq!(phase.num_ok, 10);
-    assert!(phase.e2e.unwrap().max_ms >= 10.0 * 50.0 - 10.0, "{:?}", phase.e2e);
-    assert!(phase.send_lateness.unwrap().max_ms >= 9.0 * 50.0 - 10.0, "{:?}", phase.send_lateness);
-    assert!(phase.client_trouble().is_some());
-}
-
 /// Streams stand still while the long prompt is under way: it is the third connection's request, and ends only
 /// when both streams wait for it.
 #[test]
 fn a_long_prompt_shows_how_long_streams_stood_still() {
     static STREAMS_STAND_STILL: LazyLock<Barrier> = LazyLock::new(|| Barrier::new(3));
-    fn behave(number: usize, body: &str, stream: &mut TcpStream) -> std::io::Result<bool> {
-        if body.contains("LONG") {
+    fn behave(request: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+        if request.body.contains("LONG") {
             STREAMS_STAND_STILL.wait();
             std::thread::sleep(Duration::from_millis(100));
-            stream_well(number, body, stream)?;
+            stream_well(request, stream)?;
             STREAMS_STAND_STILL.wait();
             return Ok(true);
         }
@@ -394,44 +288,78 @@ fn a_stream_that_dies_fails_the_long_prompt_trial() {
 }
 
 #[test]
-fn a_run_leaves_its_files() {
-    let folder = tempfile::tempdir().unwrap();
-    let header = RunHeader {
-        name: "Probe".to_owned(),
-        workload: "probe".to_owned(),
-        about: "What it asks: nothing.".to_owned(),
-        date: quern_bench::machine::now_utc(),
-        command_line: "quern-bench run probe".to_owned(),
-        bench_version: "0".to_owned(),
-        servers: vec![("s0".to_owned(), "model `m`".to_owned())],
-        seed: 1,
-        machine: quern_bench::machine::Machine::read(),
-        notes: vec!["threads 2".to_owned()],
-    };
-    let sink = FolderSink::create(folder.path(), &header).unwrap();
-    let urls = [serve(stream_well), serve(die_now_and_then)];
-    let outcome = run(plan(CLOSED, "", &urls), Box::new(sink)).unwrap();
-    write_summary(folder.path(), &header, &outcome).unwrap();
-
-    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
-    let results = read("results.jsonl");
-    let lines: Vec<serde_json::Value> =
-        results.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let of_type = |kind: &str| lines.iter().filter(|line| line["type"] == kind).count();
-    assert_eq!((of_type("run"), of_type("request"), of_type("phase")), (1, 12, 2));
-    assert!(of_type("ratio") > 5);
-    assert_eq!(csv::Reader::from_reader(read("phases.csv").as_bytes()).records().count(), 2);
-    let markdown = read("table.md");
-    assert_eq!(markdown, table(&header, &outcome));
-    for part in [
-        "What it asks: nothing.",
-        "threads 2",
-        "## 2 clients",
-        "## s0 over the others",
-        "3 × closed mid-stream",
-    ] {
-        assert!(markdown.contains(part), "{part} is missing in\n{markdown}");
+fn a_run_ends_where_nobody_answers_any_more() {
+    let load = |amount: &str| format!("mode = \"closed\"\nclients = [2]\n{amount}\nstall_timeout_s = 0.2");
+    for (kind, url) in [("connect", nobody()), ("stall", serve(stall)), ("stall", serve(stay_silent))] {
+        // 100,000 requests of these would take hours.
+        let (outcome, is_passed) = outcome(&load("requests = 100000"), "max_error_share = 1.0", &[url]);
+        let phase = &outcome.phases[0];
+        assert!((6..=8).contains(&phase.num_failed), "{kind}: {}", phase.num_failed);
+        assert_eq!(phase.failures.get(kind), Some(&phase.num_failed));
+        let gave_up = phase.gave_up.as_ref().unwrap();
+        assert!(gave_up.contains("requests in a row without an answer"), "{gave_up}");
+        assert!(!is_passed, "however many failures are allowed, nobody was measured");
     }
-    let svg = read("plot.svg");
-    assert!(svg.starts_with("<svg") && svg.contains("TTFT p95 ms") && svg.contains("s1"));
+}
+
+#[test]
+fn a_server_that_refuses_is_driven_to_the_end() {
+    let load = "mode = \"closed\"\nclients = [8]\nrequests = 40";
+    let (outcome, is_passed) = outcome(load, "max_error_share = 1.0", &[serve(refuse)]);
+    assert_eq!((outcome.phases[0].num_failed, outcome.phases[0].gave_up.as_ref()), (40, None));
+    assert!(is_passed);
+}
+
+#[test]
+fn answers_that_come_whole_are_measured_to_their_end() {
+    fn answer(request: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+        assert!(request.body.contains("\"stream\":false") && !request.body.contains("stream_options"));
+        let choice = r#"{"message": {"content": "Grüße"}, "finish_reason": "stop"}"#;
+        send_json(
+            stream,
+            &format!(r#"{{"choices": [{choice}], "usage": {{"prompt_tokens": 7, "completion_tokens": 5}}}}"#),
+        )
+    }
+    let workload = workload("stream = false", CLOSED, "one_of = [\"grüße\"]");
+    let (outcome, is_passed) = run_of(plan_of(workload, &[serve(answer)]));
+    let phase = &outcome.phases[0];
+    assert!(is_passed, "{:?}", outcome.examples);
+    assert_eq!((phase.num_ok, phase.tokens, phase.prompt_tokens), (6, 30, 42));
+    assert_eq!(phase.e2e.unwrap().count, 6);
+    assert_eq!((phase.ttft, phase.tbt), (None, None), "nobody told when the first token was there");
+}
+
+#[test]
+fn faults_of_whole_answers_are_counted_by_their_kind() {
+    fn send_text(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+        send_json(stream, "<html>it works</html>")
+    }
+    fn send_no_choice(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+        send_json(stream, "{\"choices\": []}")
+    }
+    fn send_error(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+        send_json(stream, "{\"error\": {\"message\": \"out of memory\"}}")
+    }
+    fn die_mid_body(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{\"choices\"")?;
+        Ok(false)
+    }
+    let cases = [
+        ("broken JSON", serve(send_text)),
+        ("broken JSON", serve(send_no_choice)),
+        ("error in stream", serve(send_error)),
+        ("closed mid-stream", serve(die_mid_body)),
+        ("stall", serve(stay_silent)),
+        ("status 429", serve(refuse)),
+    ];
+    for (kind, url) in cases {
+        let (outcome, is_passed) = run_of(plan_of(workload("stream = false", CLOSED, ""), &[url]));
+        assert_eq!(
+            outcome.phases[0].failures.get(kind),
+            Some(&6),
+            "{kind}: {:?}",
+            outcome.phases[0].failures
+        );
+        assert!(!is_passed);
+    }
 }

@@ -1,6 +1,6 @@
-//! The bytes of a saved sequence: a header of ours before llama.cpp's state.
+//! The bytes of a saved sequence: a header before the engine's own state.
 //!
-//! llama.cpp trusts the bytes that it restores from; the header makes sure that
+//! Engines trust the bytes that they restore from; the header makes sure that
 //! they are whole, unchanged, and of this very model and format.
 //!
 //! Half-open ranges: magic 0..8, fingerprint 8..16, tokens 16..20, reserved
@@ -10,12 +10,16 @@ const MAGIC: [u8; 8] = *b"quernkv1";
 const HEADER_LEN: usize = 32;
 
 /// Room for the header, to append the state to.
-pub(crate) fn begin() -> Vec<u8> {
+#[must_use]
+pub fn begin() -> Vec<u8> {
     vec![0; HEADER_LEN]
 }
 
 /// Fills the header in once the state is behind it.
-pub(crate) fn finish(bytes: &mut [u8], fingerprint: u64, num_tokens: u32) {
+///
+/// # Panics
+/// When the bytes did not begin with [`begin`].
+pub fn finish(bytes: &mut [u8], fingerprint: u64, num_tokens: u32) {
     let checksum = checksum(&bytes[HEADER_LEN..]);
     bytes[..8].copy_from_slice(&MAGIC);
     bytes[8..16].copy_from_slice(&fingerprint.to_le_bytes());
@@ -23,8 +27,11 @@ pub(crate) fn finish(bytes: &mut [u8], fingerprint: u64, num_tokens: u32) {
     bytes[24..32].copy_from_slice(&checksum.to_le_bytes());
 }
 
-/// Tokens in a saved sequence and llama.cpp's state, or what is wrong with it.
-pub(crate) fn open(bytes: &[u8], fingerprint: u64) -> Result<(u32, &[u8]), &'static str> {
+/// Tokens in a saved sequence and the engine's state.
+///
+/// # Errors
+/// What is wrong with the bytes.
+pub fn open(bytes: &[u8], fingerprint: u64) -> Result<(u32, &[u8]), &'static str> {
     if bytes.len() < HEADER_LEN || bytes[..8] != MAGIC {
         return Err("the bytes are no saved sequence");
     }
@@ -41,7 +48,8 @@ pub(crate) fn open(bytes: &[u8], fingerprint: u64) -> Result<(u32, &[u8]), &'sta
 }
 
 /// What makes states of two engines the same format.
-pub(crate) fn fingerprint(parts: &[&[u8]]) -> u64 {
+#[must_use]
+pub fn fingerprint(parts: &[&[u8]]) -> u64 {
     parts.iter().fold(0, |hash, part| mix(hash ^ checksum(part)))
 }
 

@@ -1,0 +1,132 @@
+//! The engine on tiny random models: every contract check, and bad input.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use quern_engine::{Engine as _, suite};
+use quern_gguf::tiny::{Arch, TinySpec, write};
+use quern_gguf::{GgufWriter, TensorType};
+use quern_wgsl::{DeviceOptions, LoadError, WgslConfig, WgslEngine, WgslModel};
+
+/// A folder with one tiny model, removed with the value.
+struct Tiny {
+    folder: tempfile::TempDir,
+}
+
+impl Tiny {
+    fn new(spec: &TinySpec) -> Tiny {
+        let tiny = Tiny { folder: tempfile::tempdir().expect("a temporary folder") };
+        write(&tiny.path(), spec).expect("a tiny model can be written");
+        tiny
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("tiny.gguf")
+    }
+}
+
+fn small() -> WgslConfig {
+    WgslConfig {
+        kv_capacity: 256,
+        max_sequence_len: 96,
+        max_sequences: 8,
+        max_rows: 64,
+        max_outputs: 16,
+        adapter_slots: [2, 1, 0, 0],
+        ..WgslConfig::default()
+    }
+}
+
+fn load(path: &Path, config: &WgslConfig) -> Result<WgslModel, LoadError> {
+    WgslModel::load(path, config, &mut |_| true)
+}
+
+/// Results are the same to the last bit, however rows are batched.
+#[track_caller]
+fn check_suite(spec: &TinySpec) {
+    let tiny = Tiny::new(spec);
+    let model = Arc::new(load(&tiny.path(), &small()).expect("the model loads"));
+    suite::check_all(&mut || Box::new(WgslEngine::on(&model).expect("there is room")), 0.0);
+}
+
+#[test]
+fn qwen2_passes_the_suite_exactly() {
+    check_suite(&TinySpec::new(Arch::Qwen2, 7));
+}
+
+#[test]
+fn qwen3_passes_the_suite_exactly() {
+    check_suite(&TinySpec { kind: TensorType::Q8_0, tied: true, ..TinySpec::new(Arch::Qwen3, 7) });
+}
+
+#[track_caller]
+fn check_refusal(path: &Path, config: &WgslConfig, expected: &str) {
+    let error = load(path, config).expect_err("it cannot be loaded").to_string();
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn what_cannot_be_loaded_is_named() {
+    let tiny = Tiny::new(&TinySpec::new(Arch::Qwen2, 7));
+    check_refusal(Path::new("no-such-model.gguf"), &small(), "no-such-model.gguf");
+    check_refusal(&tiny.path(), &WgslConfig { max_rows: 0, ..small() }, "max_rows is 0");
+    let device = DeviceOptions { adapter: "no such card".to_owned(), ..DeviceOptions::default() };
+    check_refusal(
+        &tiny.path(),
+        &WgslConfig { device, ..small() },
+        "\"no such card\" was asked for, and there is",
+    );
+    let narrow = Tiny::new(&TinySpec { heads: 8, ..TinySpec::new(Arch::Qwen2, 7) });
+    check_refusal(
+        &narrow.path(),
+        &small(),
+        "32 values of an attention head, and there are kernels for 64 or 128",
+    );
+}
+
+#[test]
+fn other_architectures_and_types_are_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("other.gguf");
+    let mut writer = GgufWriter::new();
+    writer.set("general.architecture", "mamba").expect("a new key");
+    writer.tensor("token_embd.weight", &[256, 8], TensorType::F32).expect("a new tensor");
+    let mut stream = writer.create(&path).expect("a file can be made");
+    stream.write("token_embd.weight", |out| out.write_all(&[0; 256 * 8 * 4])).expect("it can be written");
+    stream.finish().expect("it can be finished");
+    check_refusal(&path, &small(), "architecture is mamba");
+}
+
+#[test]
+fn too_much_room_is_refused_with_its_size() {
+    let tiny = Tiny::new(&TinySpec::new(Arch::Qwen2, 7));
+    let config = WgslConfig { kv_capacity: 1 << 26, ..small() };
+    let model = Arc::new(load(&tiny.path(), &config).expect("the model loads"));
+    let error = WgslEngine::on(&model).expect_err("no device has so much room").to_string();
+    assert!(error.contains("lower kv_capacity") || error.contains("no memory for"), "{error}");
+}
+
+#[test]
+fn loading_can_be_cancelled() {
+    let tiny = Tiny::new(&TinySpec::new(Arch::Qwen2, 7));
+    let cancelled = WgslModel::load(&tiny.path(), &small(), &mut |part| part < 0.5);
+    assert!(matches!(cancelled, Err(LoadError::Cancelled)));
+}
+
+#[test]
+fn engines_share_weights_and_nothing_else() {
+    let tiny = Tiny::new(&TinySpec::new(Arch::Qwen2, 7));
+    let model = Arc::new(load(&tiny.path(), &small()).expect("the model loads"));
+    let mut engines = [0, 1].map(|_| WgslEngine::on(&model).expect("there is room"));
+    let row = quern_engine::Row {
+        seq: 0,
+        pos: 0,
+        token: 5,
+        adapter: quern_engine::AdapterId::BASE,
+        output: quern_engine::Output::Logits,
+    };
+    let [first, second] = &mut engines;
+    let logits = first.step(&[row]).expect("a row is computed").logits.to_vec();
+    assert_eq!(second.step(&[row]).expect("a row is computed").logits, logits);
+    assert!(second.step(&[row]).is_err(), "its sequence has gone on");
+}

@@ -1,0 +1,154 @@
+//! Memory on a device: made with an error where there is none left, written, and read back.
+
+use std::sync::mpsc;
+
+use crate::device::Device;
+use crate::error::DeviceError;
+
+/// A piece of a device's memory. Freed when dropped, after the commands that use it are done.
+#[derive(Debug, Clone)]
+pub struct Buffer {
+    pub(crate) wgpu: wgpu::Buffer,
+}
+
+/// What a buffer is for, besides being copied from and to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Bound as `var<storage>`.
+    Storage,
+    /// Bound as `var<uniform>`.
+    Uniform,
+    /// Mapped and read by the CPU.
+    Readback,
+}
+
+impl Buffer {
+    /// `bytes` of memory, rounded up to whole words and zeroed. `what` is named when there is not enough.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`], also when no buffer of this device may be so large.
+    pub fn new(device: &Device, what: &str, bytes: u64, usage: Use) -> Result<Buffer, DeviceError> {
+        let none_left = || DeviceError::OutOfMemory { what: what.to_owned(), bytes };
+        let size = bytes.next_multiple_of(4).max(4);
+        if size > device.profile().max_buffer_bytes {
+            return Err(none_left());
+        }
+        let usage = match usage {
+            Use::Storage => {
+                wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST
+            }
+            Use::Uniform => wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            Use::Readback => wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+        };
+        let scope = device.wgpu.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let descriptor = wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false };
+        let wgpu = device.wgpu.create_buffer(&descriptor);
+        if pollster::block_on(scope.pop()).is_some() {
+            return Err(none_left());
+        }
+        device.check()?;
+        Ok(Buffer { wgpu })
+    }
+
+    /// A storage buffer with this content.
+    ///
+    /// # Errors
+    /// As [`Buffer::new`].
+    pub fn with<T: bytemuck::NoUninit>(
+        device: &Device,
+        what: &str,
+        content: &[T],
+    ) -> Result<Buffer, DeviceError> {
+        let bytes: &[u8] = bytemuck::cast_slice(content);
+        let buffer = Buffer::new(device, what, bytes.len() as u64, Use::Storage)?;
+        buffer.write(device, 0, bytes);
+        Ok(buffer)
+    }
+
+    /// Puts `bytes` at `offset`, before anything that is submitted later. Both are multiples of 4, but
+    /// for the last bytes of a buffer, which are filled up with zeros.
+    pub fn write(&self, device: &Device, offset: u64, bytes: &[u8]) {
+        let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
+        if !whole.is_empty() {
+            device.queue.write_buffer(&self.wgpu, offset, whole);
+        }
+        if !rest.is_empty() {
+            let mut last = [0; 4];
+            last[..rest.len()].copy_from_slice(rest);
+            device.queue.write_buffer(&self.wgpu, offset + whole.len() as u64, &last);
+        }
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.wgpu.size()
+    }
+
+    /// All of it, for [`Kernel::bind`](crate::kernels::Kernel::bind).
+    #[must_use]
+    pub fn whole(&self) -> wgpu::BufferBinding<'_> {
+        self.wgpu.as_entire_buffer_binding()
+    }
+
+    /// `bytes` from `offset` on, for [`Kernel::bind`](crate::kernels::Kernel::bind).
+    ///
+    /// # Panics
+    /// When `bytes` is 0.
+    #[must_use]
+    pub fn range(&self, offset: u64, bytes: u64) -> wgpu::BufferBinding<'_> {
+        let size = wgpu::BufferSize::new(bytes).expect("a binding is not empty");
+        wgpu::BufferBinding { buffer: &self.wgpu, offset, size: Some(size) }
+    }
+
+    /// Copies the first `bytes` of it, a multiple of 4, out of the device. Blocks until all work before
+    /// is done.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device failed meanwhile.
+    pub fn read(&self, device: &Device, bytes: u64) -> Result<Vec<u8>, DeviceError> {
+        if bytes == 0 {
+            return Ok(Vec::new());
+        }
+        let staging = Buffer::new(device, "a copy to read", bytes, Use::Readback)?;
+        let mut encoder = device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(&self.wgpu, 0, &staging.wgpu, 0, bytes);
+        device.queue.submit([encoder.finish()]);
+        let mut out = vec![0; bytes as usize];
+        staging.read_mapped(device, [out.as_mut_slice()])?;
+        Ok(out)
+    }
+
+    /// Waits for what was submitted and copies a [`Use::Readback`] buffer from its beginning into `parts`,
+    /// one after the other.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device failed meanwhile.
+    pub fn read_mapped<const N: usize>(
+        &self,
+        device: &Device,
+        parts: [&mut [u8]; N],
+    ) -> Result<(), DeviceError> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let bytes = parts.iter().map(|part| part.len() as u64).sum();
+        self.wgpu.map_async(wgpu::MapMode::Read, 0..bytes, move |mapped| {
+            // The receiver waits below; it can only be gone when that failed already.
+            let _ = sender.send(mapped);
+        });
+        device.wait()?;
+        let failed = |why: String| DeviceError::Failed { why };
+        // Another thread that waits for the same device may be the one that is told; it tells us.
+        let mapped = receiver.recv().map_err(|_| failed("a buffer was never mapped".to_owned()))?;
+        mapped.map_err(|error| failed(error.to_string()))?;
+        {
+            let view = self.wgpu.get_mapped_range(0..bytes).map_err(|error| failed(error.to_string()))?;
+            let mut start = 0;
+            for part in parts {
+                part.copy_from_slice(&view[start..start + part.len()]);
+                start += part.len();
+            }
+        }
+        self.wgpu.unmap();
+        Ok(())
+    }
+}

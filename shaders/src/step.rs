@@ -1,0 +1,284 @@
+//! One step: a ragged batch of rows through the whole model, in one pass and one submission.
+//!
+//! Everything that can be known before is made when a [`Runner`] is made: pipelines, buffers for the largest
+//! batch, and a list of dispatches with their bind groups. A step writes one piece of metadata, encodes the
+//! list, and reads back what was asked for. Where next: `step/plan.rs` for the list of dispatches,
+//! `step/layout.rs` for the metadata, `step/adapters.rs` for adapters, `pages.rs` for who holds which page.
+
+mod adapters;
+mod layout;
+mod plan;
+
+use std::sync::Arc;
+
+use crate::buffers::{Buffer, Use};
+use crate::device::Device;
+use crate::error::DeviceError;
+use crate::lora::{LoraError, LoraMatrices, RANKS};
+use crate::model::Model;
+use crate::pages::{PAGE_TOKENS, PageCopy};
+use adapters::Adapters;
+pub use adapters::MODULES;
+use layout::Layout;
+pub use layout::{Batch, BatchRow};
+use plan::{Counts, Memory, Plan};
+
+/// How large a runner's buffers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Rows in one step.
+    pub max_rows: u32,
+    /// Rows with an output in one step.
+    pub max_outputs: u32,
+    /// Pages of keys and values, of [`PAGE_TOKENS`] tokens each.
+    pub num_pages: u32,
+    /// Longest sequence, in tokens.
+    pub max_sequence_len: u32,
+    /// Adapters that can be loaded at once, by their ranks; see [`RANKS`].
+    pub adapter_slots: [u32; RANKS.len()],
+}
+
+/// Why a runner cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RunnerError {
+    /// The device has no room, or failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// One buffer would be larger than a kernel of this device can see.
+    #[error("{what} take {bytes} bytes, and kernels of this device see {limit} at most: lower {setting}")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// How large it would be.
+        bytes: u64,
+        /// How large it may be.
+        limit: u64,
+        /// What to lower.
+        setting: &'static str,
+    },
+}
+
+/// Why an adapter was not loaded or unloaded.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// It does not fit the model or the slots.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// What a step gave back, borrowed from the runner.
+#[derive(Debug, Clone, Copy)]
+pub struct StepResult<'a> {
+    /// `[num_logits, vocab]`, row-major.
+    pub logits: &'a [f32],
+    /// `[num_hidden, hidden]`, row-major, after the last norm.
+    pub hidden: &'a [f32],
+}
+
+/// Computes steps of one model, with keys and values of its own.
+#[derive(Debug)]
+pub struct Runner {
+    device: Device,
+    model: Arc<Model>,
+    layout: Layout,
+    memory: Memory,
+    adapters: Adapters,
+    plan: Plan,
+    /// The metadata of the present step.
+    words: Vec<u32>,
+    logits: Vec<f32>,
+    hidden: Vec<f32>,
+}
+
+impl Runner {
+    /// Makes buffers, pipelines and bind groups. Blocks.
+    ///
+    /// # Errors
+    /// [`RunnerError`] with the sizes, when something does not fit.
+    pub fn new(device: &Device, model: &Arc<Model>, limits: StepLimits) -> Result<Runner, RunnerError> {
+        let layout = Layout::new(limits);
+        let memory = Memory::new(device, &model.shape, limits, &layout)?;
+        let adapters = Adapters::new(device, &model.shape, limits)?;
+        let plan = Plan::new(device, model, &memory, &adapters, &layout)?;
+        Ok(Runner {
+            device: device.clone(),
+            model: Arc::clone(model),
+            layout,
+            memory,
+            adapters,
+            plan,
+            words: Vec::new(),
+            logits: Vec::new(),
+            hidden: Vec::new(),
+        })
+    }
+
+    /// The model that this computes.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Bytes of keys and values, and of everything else that this runner keeps on the device.
+    #[must_use]
+    pub fn memory_bytes(&self) -> [u64; 2] {
+        let [kv, others] = self.memory.bytes();
+        [kv, others + self.adapters.bytes()]
+    }
+
+    /// Dispatches of a step with logits and without adapters.
+    #[must_use]
+    pub fn num_dispatches(&self) -> usize {
+        self.plan.num_dispatches()
+    }
+
+    /// Computes a batch. Blocks until it is done.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device failed or is lost; keys and values of the batch's rows are then
+    /// unknown.
+    ///
+    /// # Panics
+    /// When the batch is empty or larger than the limits, or names an adapter that is not loaded.
+    pub fn run(&mut self, batch: &Batch<'_>) -> Result<StepResult<'_>, DeviceError> {
+        self.layout.fill(batch, &mut self.words);
+        self.memory.step_info.write(&self.device, 0, bytemuck::cast_slice(&self.words));
+        let (num_logits, num_hidden) = (batch.logits.len() as u32, batch.hidden.len() as u32);
+        let mut encoder = self.device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let counts = Counts { rows: batch.rows.len() as u32, logits: num_logits, hidden: num_hidden };
+        let with_adapters = self.adapters.assign(&self.device, batch.rows);
+        self.plan.encode(&mut encoder, counts, with_adapters);
+        let shape = &self.model.shape;
+        let logits_bytes = u64::from(num_logits) * u64::from(shape.vocab) * 4;
+        let row_bytes = u64::from(shape.hidden) * 4;
+        let hidden_bytes = u64::from(num_hidden) * row_bytes;
+        let (memory, staging) = (&self.memory, &self.memory.staging.wgpu);
+        if logits_bytes > 0 {
+            encoder.copy_buffer_to_buffer(&memory.logits.wgpu, 0, staging, 0, logits_bytes);
+        }
+        if hidden_bytes > 0 {
+            let from = u64::from(num_logits) * row_bytes;
+            encoder.copy_buffer_to_buffer(&memory.outputs.wgpu, from, staging, logits_bytes, hidden_bytes);
+        }
+        self.device.queue.submit([encoder.finish()]);
+        self.read_back(logits_bytes as usize / 4, hidden_bytes as usize / 4)?;
+        Ok(self.last())
+    }
+
+    /// What the last step gave back.
+    #[must_use]
+    pub fn last(&self) -> StepResult<'_> {
+        StepResult { logits: &self.logits, hidden: &self.hidden }
+    }
+
+    fn read_back(&mut self, num_logits: usize, num_hidden: usize) -> Result<(), DeviceError> {
+        self.logits.resize(num_logits, 0.0);
+        self.hidden.resize(num_hidden, 0.0);
+        if num_logits + num_hidden == 0 {
+            return self.device.wait();
+        }
+        let parts =
+            [&mut self.logits, &mut self.hidden].map(|part| bytemuck::cast_slice_mut(part.as_mut_slice()));
+        self.memory.staging.read_mapped(&self.device, parts)
+    }
+
+    /// Whether an adapter is loaded.
+    #[must_use]
+    pub fn has_adapter(&self, adapter_id: u32) -> bool {
+        self.adapters.has(adapter_id)
+    }
+
+    /// Puts an adapter into a free slot. Its matrices name modules by their position in [`MODULES`]. No
+    /// pipeline, buffer or bind group changes.
+    ///
+    /// # Errors
+    /// [`AdapterError`] with the reason; nothing is half loaded.
+    pub fn load_adapter(
+        &mut self,
+        adapter_id: u32,
+        matrices: &[LoraMatrices<'_>],
+    ) -> Result<(), AdapterError> {
+        self.adapters.load(&self.device, adapter_id, matrices)
+    }
+
+    /// Frees an adapter's slot.
+    ///
+    /// # Errors
+    /// [`LoraError::NotLoaded`].
+    pub fn unload_adapter(&mut self, adapter_id: u32) -> Result<(), LoraError> {
+        self.adapters.unload(&self.device, adapter_id)
+    }
+
+    /// Copies pages in every layer, before anything that is submitted later.
+    pub fn copy_pages(&self, copies: &[PageCopy]) {
+        if copies.is_empty() {
+            return;
+        }
+        let mut encoder = self.device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let (bytes, scratch) = (self.memory.page_bytes, &self.memory.scratch_page.wgpu);
+        for copy in copies {
+            let [from, to] = [copy.from, copy.to].map(|page| u64::from(page) * bytes);
+            for layer in &self.memory.kv {
+                // A buffer cannot be copied into itself.
+                encoder.copy_buffer_to_buffer(&layer.wgpu, from, scratch, 0, bytes);
+                encoder.copy_buffer_to_buffer(scratch, 0, &layer.wgpu, to, bytes);
+            }
+        }
+        self.device.queue.submit([encoder.finish()]);
+    }
+
+    /// Bytes of a page over all layers.
+    #[must_use]
+    pub fn page_bytes(&self) -> usize {
+        self.memory.kv.len() * self.memory.page_bytes as usize
+    }
+
+    /// Copies pages to the host: `[pages, layers, page]`. Blocks.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device has no room for the copy, or failed.
+    pub fn read_pages(&self, pages: &[u32]) -> Result<Vec<u8>, DeviceError> {
+        let mut out = vec![0; pages.len() * self.page_bytes()];
+        if pages.is_empty() {
+            return Ok(out);
+        }
+        let staging = Buffer::new(&self.device, "pages to keep", out.len() as u64, Use::Readback)?;
+        let mut encoder = self.device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let (bytes, mut at) = (self.memory.page_bytes, 0);
+        for page in pages {
+            for layer in &self.memory.kv {
+                let page_at = u64::from(*page) * bytes;
+                encoder.copy_buffer_to_buffer(&layer.wgpu, page_at, &staging.wgpu, at, bytes);
+                at += bytes;
+            }
+        }
+        self.device.queue.submit([encoder.finish()]);
+        staging.read_mapped(&self.device, [out.as_mut_slice()])?;
+        Ok(out)
+    }
+
+    /// Puts back what [`Runner::read_pages`] gave, into as many other pages.
+    ///
+    /// # Panics
+    /// When `bytes` are not those of so many pages.
+    pub fn write_pages(&self, pages: &[u32], bytes: &[u8]) {
+        assert_eq!(bytes.len(), pages.len() * self.page_bytes(), "whole pages are written");
+        let page_bytes = self.memory.page_bytes as usize;
+        let mut parts = bytes.chunks_exact(page_bytes);
+        for page in pages {
+            for layer in &self.memory.kv {
+                let part = parts.next().expect("lengths were compared");
+                layer.write(&self.device, u64::from(*page) * self.memory.page_bytes, part);
+            }
+        }
+    }
+
+    /// Room for keys and values, in tokens.
+    #[must_use]
+    pub fn capacity_tokens(&self) -> u32 {
+        self.layout.limits.num_pages * PAGE_TOKENS
+    }
+}

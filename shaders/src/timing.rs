@@ -1,0 +1,117 @@
+//! How long a kernel takes on its device, by the device's own clock.
+//!
+//! Each run is a pass of its own between two timestamps, so the cost of a submit and of waiting is not in
+//! it. Buffers are as the harness makes them and stay the same from run to run: what fits into a cache
+//! comes out of it. Where next: `examples/kernel_bench.rs` for tables.
+
+use std::time::Duration;
+
+use crate::buffers::Buffer;
+use crate::device::Device;
+use crate::error::DeviceError;
+use crate::harness::{Content, Written, prepare};
+use crate::kernels::Kernel;
+
+/// Runs in one submit; a query set holds two timestamps of each.
+pub const MAX_RUNS: u32 = 1024;
+
+/// Runs `kernel` `num_runs` times on buffers with this content. Gives the time of each run, or `None` where
+/// the device has no clock, and what the kernel wrote in the last one.
+///
+/// # Errors
+/// [`DeviceError`] when the device refuses something.
+///
+/// # Panics
+/// When a name of the kernel has no content, or content no name, or `num_runs` is not in `1..=MAX_RUNS`.
+pub fn time(
+    device: &Device,
+    kernel: &Kernel,
+    contents: &[(&str, Content)],
+    workgroups: [u32; 3],
+    num_runs: u32,
+) -> Result<(Option<Vec<Duration>>, Written), DeviceError> {
+    assert!((1..=MAX_RUNS).contains(&num_runs), "1..={MAX_RUNS} runs can be timed");
+    let prepared = prepare(device, kernel, contents)?;
+    let clock = device.profile().has_timestamps.then(|| Clock::new(device, num_runs));
+    let mut encoder = device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    for run in 0..num_runs {
+        let timestamp_writes = clock.as_ref().map(|clock| clock.around(run));
+        let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
+        let mut pass = encoder.begin_compute_pass(&descriptor);
+        pass.set_pipeline(&kernel.pipeline);
+        pass.set_bind_group(0, &prepared.bound.0, &[]);
+        let [x, y, z] = workgroups;
+        pass.dispatch_workgroups(x, y, z);
+    }
+    if let Some(clock) = &clock {
+        clock.resolve(&mut encoder);
+    }
+    device.queue.submit([encoder.finish()]);
+    let times = clock.map(|clock| clock.read(device)).transpose()?;
+    Ok((times, prepared.written(device)?))
+}
+
+struct Clock {
+    queries: wgpu::QuerySet,
+    num_runs: u32,
+    resolved: Buffer,
+}
+
+impl Clock {
+    fn new(device: &Device, num_runs: u32) -> Clock {
+        let count = num_runs * 2;
+        let descriptor = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count };
+        let queries = device.wgpu.create_query_set(&descriptor);
+        let resolved = device.wgpu.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("timestamps"),
+            size: u64::from(count) * 8,
+            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        Clock { queries, num_runs, resolved: Buffer { wgpu: resolved } }
+    }
+
+    fn around(&self, run: u32) -> wgpu::ComputePassTimestampWrites<'_> {
+        wgpu::ComputePassTimestampWrites {
+            query_set: &self.queries,
+            beginning_of_pass_write_index: Some(run * 2),
+            end_of_pass_write_index: Some(run * 2 + 1),
+        }
+    }
+
+    fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
+        encoder.resolve_query_set(&self.queries, 0..self.num_runs * 2, &self.resolved.wgpu, 0);
+    }
+
+    fn read(&self, device: &Device) -> Result<Vec<Duration>, DeviceError> {
+        let bytes = self.resolved.read(device, self.resolved.size_bytes())?;
+        let (stamps, _) = bytes.as_chunks::<16>();
+        let period_ns = f64::from(device.queue.get_timestamp_period());
+        let elapsed = |pair: &[u8; 16]| {
+            let [begin, end] = [&pair[..8], &pair[8..]]
+                .map(|bytes| u64::from_le_bytes(bytes.try_into().expect("a half of 16 bytes is 8")));
+            Duration::from_nanos((end.saturating_sub(begin) as f64 * period_ns) as u64)
+        };
+        Ok(stamps.iter().map(elapsed).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::devices;
+    use crate::kernels::Text;
+    use crate::twins;
+
+    #[test]
+    fn timed_runs_are_runs() {
+        let device = &devices()[0];
+        let kernel = Kernel::new(device, &Text::new("copy", &[])).unwrap();
+        // More than one round of a workgroup, and a rest.
+        let x: Vec<u32> = (0..4 * 1000).collect();
+        let contents = [("x", Content::of(&x)), ("out", Content::poisoned(x.len()))];
+        let (times, written) = time(device, &kernel, &contents, [2, 1, 1], 3).unwrap();
+        assert_eq!(written.words("out"), twins::copy(&x));
+        assert_eq!(times.map(|times| times.len()), device.profile().has_timestamps.then_some(3));
+    }
+}

@@ -1,0 +1,211 @@
+//! `matmul` and `embed` against their twins, for every type.
+
+mod common;
+
+use quern_shaders::Device;
+use quern_shaders::harness::{Content, assert_close, assert_same, devices, run};
+use quern_shaders::kernels::{Kernel, Text};
+use quern_shaders::twins;
+use quern_shaders::weights::format::{GROUP, PANEL_ROWS};
+use quern_shaders::weights::{Format, Planes, repack};
+
+/// A matrix in planes.
+struct Matrix {
+    format: Format,
+    num_rows: usize,
+    num_groups: usize,
+    planes: Planes,
+}
+
+impl Matrix {
+    fn random(format: Format, num_rows: usize, num_columns: usize) -> Matrix {
+        let rows = common::rows(format.kind, 3, num_rows, num_columns);
+        let mut planes = Planes::default();
+        repack(format, num_columns, &rows, &mut planes);
+        Matrix { format, num_rows, num_groups: num_columns / GROUP, planes }
+    }
+
+    fn planes(&self) -> [(&'static str, Content); 3] {
+        // A plane that a type does not have is bound to something that it must not use.
+        let plane = |words: &[u32]| if words.is_empty() { Content::poisoned(4) } else { Content::of(words) };
+        let planes = &self.planes;
+        [
+            ("quants", plane(&planes.quants)),
+            ("highs", plane(&planes.highs)),
+            ("scales", plane(&planes.scales)),
+        ]
+    }
+
+    /// Runs the kernel for `x` of whole columns. Outputs stand in rows that are `3` longer than they must
+    /// be, from the second place on, so that nothing else may be written.
+    fn times(&self, on: &On, x: &[f32], flags: u32, bias: &[f32], before: &[f32]) -> Vec<f32> {
+        let num_columns = x.len() / (self.num_groups * GROUP);
+        let stride = self.num_rows + 3;
+        let num_panels = self.num_rows.div_ceil(PANEL_ROWS);
+        let params = [
+            self.num_groups as u32,
+            num_panels as u32,
+            self.num_rows as u32,
+            (self.num_groups * GROUP / 4) as u32,
+            1,
+            stride as u32,
+            2,
+            4,
+            flags,
+        ];
+        let contents = [
+            ("params", Content::of(&params)),
+            ("step_info", Content::of(&[u32::MAX, u32::MAX, num_columns as u32])),
+            (
+                "bias",
+                if bias.is_empty() {
+                    Content::poisoned(1)
+                } else {
+                    Content::of(&[&[f32::NAN; 4], bias].concat())
+                },
+            ),
+            ("x", Content::of(x)),
+            (
+                "out",
+                if before.is_empty() { Content::poisoned(num_columns * stride) } else { Content::of(before) },
+            ),
+        ];
+        let contents: Vec<_> = contents.into_iter().chain(self.planes()).collect();
+        let panels_each = if common::share(on.device) == "1" { 16 } else { 1 };
+        let workgroups = [num_panels.div_ceil(panels_each) as u32, num_columns.div_ceil(on.cols) as u32, 1];
+        let out = run(on.device, &on.kernel, &contents, workgroups).unwrap().floats("out");
+        let mut rows = Vec::new();
+        for (idx, value) in out.iter().enumerate() {
+            if (1..=self.num_rows).contains(&(idx % stride)) {
+                rows.push(*value);
+            } else {
+                let was = before.get(idx).copied();
+                assert!(
+                    was.map_or(value.is_nan(), |was| was == *value),
+                    "{value} was written beside the output"
+                );
+            }
+        }
+        rows
+    }
+}
+
+/// A compiled variant of `matmul`.
+struct On<'a> {
+    device: &'a Device,
+    kernel: Kernel,
+    cols: usize,
+}
+
+impl<'a> On<'a> {
+    fn new(device: &'a Device, format: Format, cols: usize) -> On<'a> {
+        let (count, share) = (cols.to_string(), common::share(device));
+        let axes = [("QUANT", format.axis), ("COLS", count.as_str()), ("SHARE", share)];
+        On { device, kernel: Kernel::new(device, &Text::new("matmul", &axes)).unwrap(), cols }
+    }
+}
+
+#[test]
+fn every_type_times_few_and_many_columns() {
+    for &format in Format::all() {
+        let matrix = Matrix::random(format, 141, 512);
+        let x = common::floats(4, 11 * 512);
+        let want = twins::matmul(format, 141, 512 / GROUP, &matrix.planes, &x);
+        for device in devices() {
+            // 11 columns end in the middle of each variant's tile but the first's.
+            let together = matrix.times(&On::new(device, format, 8), &x, 0, &[], &[]);
+            assert_close(format.axis, &together, &want, 1e-9);
+            for cols in [2, 4] {
+                let other = matrix.times(&On::new(device, format, cols), &x, 0, &[], &[]);
+                assert_same(&format!("{} in tiles of {cols}", format.axis), &other, &together);
+            }
+            // Columns without company, to the last bit.
+            let single = On::new(device, format, 1);
+            for column in [0, 5, 10] {
+                let alone = matrix.times(&single, &x[column * 512..][..512], 0, &[], &[]);
+                let what = format!("{}, column {column} alone", format.axis);
+                assert_same(&what, &alone, &together[column * 141..][..141]);
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_that_end_in_the_middle_of_everything() {
+    for kind in [quern_gguf::TensorType::Q5_0, quern_gguf::TensorType::F32] {
+        let format = Format::of(kind).unwrap();
+        for (num_rows, num_columns, columns) in [(1, 32, 1), (7, 96, 3), (8, 32, 2), (129, 864, 5)] {
+            let matrix = Matrix::random(format, num_rows, num_columns);
+            let x = common::floats(6, columns * num_columns);
+            let want = twins::matmul(format, num_rows, num_columns / GROUP, &matrix.planes, &x);
+            for device in devices() {
+                let got = matrix.times(&On::new(device, format, 4), &x, 0, &[], &[]);
+                assert_close(&format!("{num_rows} x {num_columns} x {columns}"), &got, &want, 1e-9);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bias_and_what_was_there_are_added() {
+    let format = Format::of(quern_gguf::TensorType::Q8_0).unwrap();
+    let matrix = Matrix::random(format, 20, 64);
+    let (x, bias, before) = (common::floats(7, 2 * 64), common::floats(8, 20), common::floats(9, 2 * 23));
+    let product = twins::matmul(format, 20, 2, &matrix.planes, &x);
+    for device in devices() {
+        let on = On::new(device, format, 2);
+        for flags in 0..4 {
+            let want: Vec<f32> = (0..40)
+                .map(|idx| {
+                    let bias = if flags & 1 == 1 { bias[idx % 20] } else { 0.0 };
+                    let before = if flags & 2 == 2 { before[idx / 20 * 23 + 1 + idx % 20] } else { 0.0 };
+                    product[idx] + bias + before
+                })
+                .collect();
+            let got = matrix.times(&on, &x, flags, &bias, &before);
+            assert_close(&format!("flags {flags}"), &got, &want, 1e-9);
+        }
+    }
+}
+
+#[test]
+fn every_type_is_embedded_from_parts() {
+    for &format in Format::all() {
+        let matrix = Matrix::random(format, 24, 512);
+        let num_groups = 512 / GROUP;
+        // Tokens 8 to 23 lie in this part; the others' rows stay as they are.
+        let (tokens, first) = ([23u32, 8, 7, 24, 12], 8);
+        let part = |token: &u32| (first..24).contains(token).then_some(*token);
+        let words = format.panel_words(num_groups);
+        let mut planes = matrix.planes.clone();
+        for (plane, words) in
+            [&mut planes.quants, &mut planes.highs, &mut planes.scales].into_iter().zip(words)
+        {
+            plane.drain(..words);
+        }
+        let part_of = Matrix { planes, num_rows: 16, ..matrix };
+        let rows: Vec<u32> = tokens.iter().flat_map(|token| [*token, u32::MAX, u32::MAX, u32::MAX]).collect();
+        let params = [num_groups as u32, first, 16, 1, 4, 0, 0, 0];
+        for device in devices() {
+            let kernel = Kernel::new(device, &Text::new("embed", &[("QUANT", format.axis)])).unwrap();
+            let contents = [
+                ("params", Content::of(&params)),
+                ("step_info", Content::of(&[[7].as_slice(), &rows].concat())),
+                ("out", Content::poisoned(tokens.len() * 512)),
+            ];
+            let contents: Vec<_> = contents.into_iter().chain(part_of.planes()).collect();
+            let out = run(device, &kernel, &contents, [tokens.len() as u32, 1, 1]).unwrap().floats("out");
+            for (row, token) in out.chunks(512).zip(&tokens) {
+                match part(token) {
+                    None => {
+                        assert!(row.iter().all(|value| value.is_nan()), "token {token} is not of this part")
+                    }
+                    Some(token) => {
+                        let want = twins::embed(format, num_groups, &part_of.planes, &[token - first]);
+                        assert_close(format.axis, row, &want, 1e-14);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Whole steps of tiny random models: against each other, however a prompt is cut and whoever shares the
+//! step.
+
+mod common;
+
+use std::sync::Arc;
+
+use quern_gguf::tiny::{self, Arch, TinySpec};
+use quern_gguf::{Gguf, TensorType};
+use quern_shaders::lora::LoraMatrices;
+use quern_shaders::model::Model;
+use quern_shaders::step::{AdapterError, Batch, BatchRow, Runner, StepLimits};
+use quern_shaders::{Device, DeviceOptions};
+
+const LIMITS: StepLimits = StepLimits {
+    max_rows: 48,
+    max_outputs: 8,
+    num_pages: 16,
+    max_sequence_len: 200,
+    adapter_slots: [2, 1, 0, 0],
+};
+
+fn runner(device: &Device, spec: &TinySpec) -> Runner {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    tiny::write(&path, spec).unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    let mut parts = Vec::new();
+    let model = Model::load(device, &gguf, &mut |part| {
+        parts.push(part);
+        true
+    });
+    assert!(parts.is_sorted() && parts.last() == Some(&1.0), "progress ends at 1: {parts:?}");
+    Runner::new(device, &Arc::new(model.unwrap()), LIMITS).unwrap()
+}
+
+/// A sequence: its tokens so far and its pages.
+struct Seq<'a> {
+    tokens: &'a [u32],
+    pages: &'a [u32],
+}
+
+/// Feeds each sequence's tokens from `done` to `until` in one step and gives the logits after each.
+fn step(runner: &mut Runner, parts: &[(&Seq<'_>, std::ops::Range<usize>)]) -> Vec<Vec<f32>> {
+    let lists: Vec<&[u32]> = parts.iter().map(|(seq, _)| seq.pages).collect();
+    let (mut rows, mut logits) = (Vec::new(), Vec::new());
+    for (list, (seq, range)) in parts.iter().enumerate() {
+        let row = |position: usize| BatchRow {
+            token: seq.tokens[position],
+            position: position as u32,
+            list,
+            adapter_id: None,
+        };
+        rows.extend(range.clone().map(row));
+        logits.push(rows.len() as u32 - 1);
+    }
+    let vocab = runner.model().shape.vocab as usize;
+    let batch = Batch { rows: &rows, lists: &lists, logits: &logits, hidden: &[] };
+    let result = runner.run(&batch).unwrap();
+    assert_eq!(result.logits.len(), parts.len() * vocab);
+    assert!(result.logits.iter().all(|logit| logit.is_finite()));
+    result.logits.chunks(vocab).map(<[f32]>::to_vec).collect()
+}
+
+#[track_caller]
+fn check(arch: Arch, kind: TensorType, tied: bool) {
+    let device = Device::open(&DeviceOptions::default()).unwrap();
+    let spec = TinySpec { kind, tied, ..TinySpec::new(arch, 11) };
+    let mut runner = runner(&device, &spec);
+    let tokens: Vec<u32> = (0..45).map(|idx| (idx * 37 + 11) % runner.model().shape.vocab).collect();
+    let seq = Seq { tokens: &tokens, pages: &[3, 0] };
+    let whole = step(&mut runner, &[(&seq, 0..45)]).remove(0);
+    assert!(whole.iter().any(|logit| *logit != whole[0]), "logits tell tokens apart");
+
+    // Cut into steps of any size, on other pages.
+    for size in [1, 2, 3, 7, 16] {
+        let other = Seq { tokens: &tokens, pages: &[5, 9] };
+        let mut last = Vec::new();
+        for start in (0..45).step_by(size) {
+            last = step(&mut runner, &[(&other, start..(start + size).min(45))]).remove(0);
+        }
+        assert_eq!(last, whole, "in steps of {size}");
+    }
+    // Beside others, in every place of the batch.
+    let others: Vec<Vec<u32>> =
+        (1..4).map(|seed| tokens.iter().map(|token| (token * seed) % 200).collect()).collect();
+    let others: Vec<Seq<'_>> = others
+        .iter()
+        .zip([[6, 7], [8, 10], [11, 12]].iter())
+        .map(|(tokens, pages)| Seq { tokens, pages })
+        .collect();
+    let own = Seq { tokens: &tokens, pages: &[1, 2] };
+    step(&mut runner, &[(&own, 0..44)]);
+    let alone: Vec<_> = others.iter().map(|other| step(&mut runner, &[(other, 0..10)]).remove(0)).collect();
+    let mixed =
+        step(&mut runner, &[(&others[0], 0..10), (&others[1], 0..10), (&own, 44..45), (&others[2], 0..10)]);
+    assert_eq!(mixed[2], whole, "beside others");
+    assert_eq!([&mixed[0], &mixed[1], &mixed[3]], [&alone[0], &alone[1], &alone[2]], "the others");
+}
+
+#[test]
+fn results_do_not_depend_on_company() {
+    check(Arch::Qwen2, TensorType::F32, false);
+    check(Arch::Qwen2, TensorType::Q5_0, true);
+    check(Arch::Qwen3, TensorType::Q8_0, false);
+    check(Arch::Qwen3, TensorType::BF16, true);
+}
+
+#[test]
+fn kinds_of_devices_agree() {
+    let spec = TinySpec { kind: TensorType::Q8_0, ..TinySpec::new(Arch::Qwen3, 3) };
+    let tokens: Vec<u32> = (0..20).map(|idx| idx * 9).collect();
+    let seq = Seq { tokens: &tokens, pages: &[2] };
+    let mut all = quern_shaders::harness::devices().iter().map(|device| {
+        let mut runner = runner(device, &spec);
+        step(&mut runner, &[(&seq, 0..20)]).remove(0)
+    });
+    let first = all.next().unwrap();
+    for other in all {
+        quern_shaders::harness::assert_close("logits", &other, &first, 1e-9);
+    }
+}
+
+#[test]
+fn hidden_states_come_beside_logits() {
+    let device = Device::open(&DeviceOptions::default()).unwrap();
+    let mut runner = runner(&device, &TinySpec::new(Arch::Qwen2, 4));
+    let row = |position| BatchRow { token: 5 + position, position, list: 0, adapter_id: None };
+    let rows: Vec<BatchRow> = (0..6).map(row).collect();
+    let mut run = |logits: &[u32], hidden: &[u32]| {
+        let batch = Batch { rows: &rows, lists: &[&[1]], logits, hidden };
+        let result = runner.run(&batch).unwrap();
+        (result.logits.to_vec(), result.hidden.to_vec())
+    };
+    let (logits, hidden) = run(&[1, 4], &[5, 0]);
+    assert_eq!(run(&[1, 4], &[]), (logits.clone(), Vec::new()));
+    assert_eq!(run(&[], &[5, 0]), (Vec::new(), hidden.clone()));
+    assert_eq!(hidden.len(), 2 * 256);
+    assert_ne!(hidden[..256], hidden[256..]);
+    assert_eq!(run(&[], &[]), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn pages_are_copied_and_kept() {
+    let device = Device::open(&DeviceOptions::default()).unwrap();
+    let mut runner = runner(&device, &TinySpec::new(Arch::Qwen2, 4));
+    let tokens: Vec<u32> = (0..40).collect();
+    let want = step(&mut runner, &[(&Seq { tokens: &tokens, pages: &[1, 2] }, 0..39)]).remove(0);
+    let last = step(&mut runner, &[(&Seq { tokens: &tokens, pages: &[1, 2] }, 39..40)]).remove(0);
+    assert_ne!(want, last);
+    runner.copy_pages(&[quern_shaders::pages::PageCopy { from: 2, to: 7, num_tokens: 7 }]);
+    assert_eq!(step(&mut runner, &[(&Seq { tokens: &tokens, pages: &[1, 7] }, 39..40)]).remove(0), last);
+    let kept = runner.read_pages(&[1, 2]).unwrap();
+    assert_eq!(kept.len(), 2 * runner.page_bytes());
+    runner.write_pages(&[4, 3], &kept);
+    assert_eq!(step(&mut runner, &[(&Seq { tokens: &tokens, pages: &[4, 3] }, 39..40)]).remove(0), last);
+}
+
+/// Matrices for every other layer's modules.
+fn matrices(model: &Model, seed: u64, rank: u32) -> Vec<(u32, u32, Vec<f32>, Vec<f32>)> {
+    let shape = &model.shape;
+    let (queries, keys) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    let sizes = [
+        [shape.hidden, queries],
+        [shape.hidden, keys],
+        [shape.hidden, keys],
+        [queries, shape.hidden],
+        [shape.hidden, shape.ffn],
+        [shape.hidden, shape.ffn],
+        [shape.ffn, shape.hidden],
+    ];
+    let pair = |(module, [input, output]): (usize, [u32; 2])| {
+        let seed = seed * 100 + module as u64;
+        let a = common::floats(seed, (rank * input) as usize);
+        let b: Vec<f32> =
+            common::floats(seed + 50, (output * rank) as usize).iter().map(|v| v / 8.0).collect();
+        (0, module as u32, a, b)
+    };
+    sizes.into_iter().enumerate().map(pair).collect()
+}
+
+fn load_adapter(runner: &mut Runner, adapter_id: u32, rank: u32) -> Result<(), AdapterError> {
+    let matrices = matrices(runner.model(), u64::from(adapter_id), rank);
+    let pairs: Vec<LoraMatrices<'_>> = matrices
+        .iter()
+        .map(|(layer_idx, module_idx, a, b)| LoraMatrices {
+            layer_idx: *layer_idx,
+            module_idx: *module_idx,
+            rank,
+            a,
+            b,
+            scale: 0.05,
+        })
+        .collect();
+    runner.load_adapter(adapter_id, &pairs)
+}
+
+#[test]
+fn rows_of_a_batch_have_adapters_of_their_own() {
+    let device = Device::open(&DeviceOptions::default()).unwrap();
+    let mut runner = runner(&device, &TinySpec::new(Arch::Qwen2, 4));
+    load_adapter(&mut runner, 7, 5).unwrap();
+    load_adapter(&mut runner, 9, 16).unwrap();
+    let full = load_adapter(&mut runner, 8, 16).unwrap_err().to_string();
+    assert!(full.contains("all 1 slots for adapters of rank 16 or more are taken"), "{full}");
+    let run = |runner: &mut Runner, adapters: &[Option<u32>]| -> Vec<Vec<f32>> {
+        let row = |list: usize, position: u32| BatchRow {
+            token: 3 + position * 7,
+            position,
+            list,
+            adapter_id: adapters[list],
+        };
+        let rows: Vec<BatchRow> =
+            (0..adapters.len()).flat_map(|list| (0..5).map(move |position| row(list, position))).collect();
+        let pages = [[1], [2], [3], [4]];
+        let lists: Vec<&[u32]> = pages[..adapters.len()].iter().map(<[u32; 1]>::as_slice).collect();
+        let logits: Vec<u32> = (0..adapters.len() as u32).map(|list| list * 5 + 4).collect();
+        let batch = Batch { rows: &rows, lists: &lists, logits: &logits, hidden: &[] };
+        let vocab = runner.model().shape.vocab as usize;
+        runner.run(&batch).unwrap().logits.chunks(vocab).map(<[f32]>::to_vec).collect()
+    };
+    let wishes = [Some(7), None, Some(9), Some(7)];
+    let alone: Vec<_> = wishes.iter().map(|wish| run(&mut runner, &[*wish]).remove(0)).collect();
+    assert_ne!(alone[0], alone[1]);
+    assert_ne!(alone[0], alone[2]);
+    assert_eq!(run(&mut runner, &wishes), alone, "together as alone");
+    // A slot is used again, and its former adapter leaves nothing behind.
+    runner.unload_adapter(7).unwrap();
+    assert!(!runner.has_adapter(7) && runner.unload_adapter(7).is_err());
+    load_adapter(&mut runner, 3, 8).unwrap();
+    load_adapter(&mut runner, 7, 5).unwrap();
+    assert_eq!(run(&mut runner, &[Some(7)]), [alone[0].clone()]);
+    assert_eq!(run(&mut runner, &[None]), [alone[1].clone()]);
+}

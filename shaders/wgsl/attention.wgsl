@@ -1,0 +1,159 @@
+// Attention of each row over its sequence so far, in pages.
+//
+// qkv: [rows, heads + 2 * kv_heads, DIM], of which queries are read; out: [rows, heads, DIM]. A workgroup
+// takes one row and one key-value head with the GROUP query heads that share it, so that each page is read
+// once for all of them. It goes through the sequence in tiles of 128 keys and keeps the largest score so
+// far, the sum of weights and the weighted values. Tiles begin at multiples of 128 and are taken in order:
+// a row's result does not depend on what else is in the batch, nor on how the prompt was cut into steps.
+//
+// In a tile a thread first has one key, then a sixteenth of one head's scores, then a word of values in one
+// of PARTS parts of the keys.
+
+const DIM: u32 = $DIMu;
+const GROUP: u32 = $GROUPu;
+const TILE: u32 = 128u;
+const WORDS: u32 = DIM / 2u;
+const PARTS: u32 = TILE / WORDS;
+const LOWEST: f32 = -3.0e38;
+
+struct Params {
+    heads: u32,
+    kv_heads: u32,
+    rows_at: u32,
+    // 1 / sqrt(DIM), times what the model says.
+    scale: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> step_info: array<u32>;
+@group(0) @binding(2) var<storage, read> qkv: array<f32>;
+@group(0) @binding(3) var<storage, read> kv: array<u32>;
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+
+#include "shared/pages.wgsl"
+
+var<workgroup> queries: array<f32, GROUP * DIM>;
+var<workgroup> scores: array<f32, GROUP * TILE>;
+// A value for each sixteenth of a head's scores.
+var<workgroup> sixteenths: array<f32, GROUP * 16u>;
+var<workgroup> parts: array<vec2<f32>, TILE>;
+
+fn largest_of(head: u32) -> f32 {
+    var largest = LOWEST;
+    for (var i = 0u; i < 16u; i++) {
+        largest = max(largest, sixteenths[head * 16u + i]);
+    }
+    return largest;
+}
+
+fn sum_of(head: u32) -> f32 {
+    var sum = 0.0;
+    for (var i = 0u; i < 16u; i++) {
+        sum += sixteenths[head * 16u + i];
+    }
+    return sum;
+}
+
+@compute @workgroup_size(TILE)
+fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let row_at = params.rows_at + workgroup.x * ROW_WORDS;
+    let length = step_info[row_at + 1u] + 1u;
+    let pages_at = step_info[row_at + 3u];
+    let kv_head = workgroup.y;
+    let query_at = (workgroup.x * (params.heads + 2u * params.kv_heads) + kv_head * GROUP) * DIM;
+    for (var i = thread; i < GROUP * DIM; i += TILE) {
+        queries[i] = qkv[query_at + i] * params.scale;
+    }
+    let word = thread % WORDS;
+    let part = thread / WORDS;
+#for h in GROUP
+    var largest$h = LOWEST;
+    var total$h = 0.0;
+    var values$h = vec2<f32>(0.0);
+#endfor
+    workgroupBarrier();
+
+    for (var start = 0u; start < length; start += TILE) {
+        // A thread a key.
+        let key = start + thread;
+#for h in GROUP
+        var score$h = LOWEST;
+#endfor
+        if key < length {
+            let page = step_info[pages_at + key / SLOTS];
+#for h in GROUP
+            score$h = 0.0;
+#endfor
+            for (var i = 0u; i < WORDS; i++) {
+                let pair = unpack2x16float(kv[key_word(page, kv_head, key % SLOTS, i)]);
+#for h in GROUP
+                score$h = fma(queries[$hu * DIM + 2u * i], pair.x, score$h);
+                score$h = fma(queries[$hu * DIM + 2u * i + 1u], pair.y, score$h);
+#endfor
+            }
+        }
+#for h in GROUP
+        scores[$hu * TILE + thread] = score$h;
+#endfor
+        workgroupBarrier();
+
+        // A thread a sixteenth of a head's scores.
+        for (var i = thread; i < GROUP * 16u; i += TILE) {
+            var largest = LOWEST;
+            for (var k = 0u; k < TILE / 16u; k++) {
+                largest = max(largest, scores[i * (TILE / 16u) + k]);
+            }
+            sixteenths[i] = largest;
+        }
+        workgroupBarrier();
+#for h in GROUP
+        let next$h = max(largest$h, largest_of($hu));
+        let shrink$h = exp(largest$h - next$h);
+        largest$h = next$h;
+#endfor
+        workgroupBarrier();
+        // Every thread knows every head's largest score by now, and takes the weights of its own key.
+#for h in GROUP
+        scores[$hu * TILE + thread] = select(0.0, exp(score$h - largest$h), key < length);
+#endfor
+        workgroupBarrier();
+        for (var i = thread; i < GROUP * 16u; i += TILE) {
+            var sum = 0.0;
+            for (var k = 0u; k < TILE / 16u; k++) {
+                sum += scores[i * (TILE / 16u) + k];
+            }
+            sixteenths[i] = sum;
+        }
+        workgroupBarrier();
+
+        // A thread a word of values, over the keys of its part.
+#for h in GROUP
+        total$h = fma(total$h, shrink$h, sum_of($hu));
+        values$h *= shrink$h;
+#endfor
+        let end = min(length - start, (part + 1u) * (TILE / PARTS));
+        for (var k = part * (TILE / PARTS); k < end; k++) {
+            let page = step_info[pages_at + (start + k) / SLOTS];
+            let pair = unpack2x16float(kv[value_word(page, kv_head, k % SLOTS, word)]);
+#for h in GROUP
+            values$h = fma(vec2<f32>(scores[$hu * TILE + k]), pair, values$h);
+#endfor
+        }
+        workgroupBarrier();
+    }
+
+    let out_at = (workgroup.x * params.heads + kv_head * GROUP) * DIM;
+#for h in GROUP
+    parts[thread] = values$h;
+    workgroupBarrier();
+    if part == 0u {
+        var sum = parts[word];
+        for (var p = 1u; p < PARTS; p++) {
+            sum += parts[p * WORDS + word];
+        }
+        out[out_at + $hu * DIM + 2u * word] = sum.x / total$h;
+        out[out_at + $hu * DIM + 2u * word + 1u] = sum.y / total$h;
+    }
+    workgroupBarrier();
+#endfor
+}

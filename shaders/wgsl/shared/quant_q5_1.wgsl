@@ -1,0 +1,9 @@
+// scale * number + minimum.
+#set BITS4 1
+#set VECTORS 1
+#set HIGH 1
+#set OFFSET 0
+#set SCALE_PAIR 1
+#set MIN 1
+#set HIGH1 1
+#include "shared/group.wgsl"
