@@ -8,13 +8,13 @@ use quern_shaders::Device;
 use quern_shaders::harness::{Content, devices, run};
 use quern_shaders::kernels::{Kernel, Text};
 use quern_shaders::sampling::{Draw, NO_TOKEN, SampleRow, SampleShape};
-use quern_shaders::twins::{self, Drawn};
+use quern_shaders::twins;
 
 /// The vocabulary of Qwen2.5 as its logits have it.
 const QWEN: u32 = 151_936;
 
-/// Draws of which the twin is surer than this must be the same on a device.
-const SURE: f64 = 5e-6;
+/// How wrong a device's sums may be, as a part of the total. Weights are good to about 3e-6.
+const SLACK: f64 = 5e-6;
 
 struct Kernels {
     device: &'static Device,
@@ -82,17 +82,18 @@ impl Batch<'_> {
     /// Draws on every device and holds all against the twin; gives the tokens.
     #[track_caller]
     fn check(&self) -> Vec<u32> {
-        let want = twins::sample_draw(self.shape(), self.logits, self.masks, self.rows);
-        let is_sure = |drawn: &Drawn| drawn.margin > SURE;
-        let num_unsure = want.iter().filter(|drawn| !is_sure(drawn)).count();
-        assert!(num_unsure * 50 <= want.len(), "{num_unsure} of {} draws say nothing", want.len());
+        let want = twins::sample_draw(self.shape(), self.logits, self.masks, self.rows, SLACK);
         let mut tokens = Vec::new();
         for kernels in kernels() {
             tokens = self.draw(kernels);
+            let mut num_others = 0;
             for (idx, (token, want)) in tokens.iter().zip(&want).enumerate() {
-                let same = *token == want.token.unwrap_or(NO_TOKEN);
-                assert!(same || !is_sure(want), "row {idx}, {:?}: {token}, not {want:?}", self.rows[idx]);
+                let is_same = *token == want.token.unwrap_or(NO_TOKEN);
+                let is_near = want.token.is_some() && want.within.contains(token);
+                assert!(is_same || is_near, "row {idx}, {:?}: {token}, not {want:?}", self.rows[idx]);
+                num_others += usize::from(!is_same);
             }
+            assert!(num_others * 20 <= want.len(), "{num_others} of {} draws are the next token", want.len());
         }
         tokens
     }
