@@ -35,7 +35,7 @@ fn check_rope(dim: usize, heads: usize, kv_heads: usize, with_norms: bool) {
             ("SUBGROUPS", common::subgroups(device)),
         ];
         let text = Text::new("rope_store", &axes);
-        let kernel = Kernel::new(device, &text).unwrap();
+        let kernel = Kernel::new(device, &text).expect("a variant compiles");
         let contents = [
             ("params", Content::of(&[heads as u32, kv_heads as u32, ROWS_AT, 1e-6f32.to_bits()])),
             ("step_info", Content::of(&step_info)),
@@ -46,7 +46,7 @@ fn check_rope(dim: usize, heads: usize, kv_heads: usize, with_norms: bool) {
             ("kv", Content::poisoned(2 * shape.page_words())),
         ];
         let workgroups = [rows.len() as u32, (heads + 2 * kv_heads) as u32, 1];
-        let written = run(device, &kernel, &contents, workgroups).unwrap();
+        let written = run(device, &kernel, &contents, workgroups).expect("a kernel runs");
         let (after, kv) = (written.floats("qkv"), written.words("kv"));
         for (row_idx, (pos, slot)) in rows.iter().enumerate() {
             let row = &qkv[row_idx * width..][..width];
@@ -94,7 +94,7 @@ fn any_value_becomes_the_nearest_f16() {
     let shape = KvShape { kv_heads: 1, dim: 128 };
     for device in devices() {
         let axes = [("DIM", "128"), ("NORM", "0"), ("SUBGROUPS", common::subgroups(device))];
-        let kernel = Kernel::new(device, &Text::new("rope_store", &axes)).unwrap();
+        let kernel = Kernel::new(device, &Text::new("rope_store", &axes)).expect("a variant compiles");
         let contents = [
             ("params", Content::of(&[1, 1, 0, 0])),
             ("step_info", Content::of(&step_info)),
@@ -104,7 +104,7 @@ fn any_value_becomes_the_nearest_f16() {
             ("qkv", Content::of(&qkv)),
             ("kv", Content::poisoned(num_rows.div_ceil(32) * shape.page_words())),
         ];
-        let written = run(device, &kernel, &contents, [num_rows as u32, 3, 1]).unwrap();
+        let written = run(device, &kernel, &contents, [num_rows as u32, 3, 1]).expect("a kernel runs");
         let kv = written.words("kv");
         for (slot, row) in values.chunks(128).enumerate() {
             let rounded: Vec<f32> = row.iter().map(|value| f16::from_f32(*value).to_f32()).collect();
@@ -158,7 +158,7 @@ fn check_attention(dim: usize, group: usize, kv_heads: usize, lens: [usize; 2]) 
     }
     for device in devices() {
         let text = Text::new("attention", &[("DIM", &dim.to_string()), ("GROUP", &group.to_string())]);
-        let kernel = Kernel::new(device, &text).unwrap();
+        let kernel = Kernel::new(device, &text).expect("a variant compiles");
         let contents = [
             ("params", Content::of(&[heads as u32, kv_heads as u32, ROWS_AT, scale.to_bits()])),
             ("step_info", Content::of(&step_info)),
@@ -167,7 +167,7 @@ fn check_attention(dim: usize, group: usize, kv_heads: usize, lens: [usize; 2]) 
             ("out", Content::poisoned(rows.len() * heads * dim)),
         ];
         let workgroups = [rows.len() as u32, kv_heads as u32, 1];
-        let out = run(device, &kernel, &contents, workgroups).unwrap().floats("out");
+        let out = run(device, &kernel, &contents, workgroups).expect("a kernel runs").floats("out");
         assert_close(&format!("{} {lens:?}", text.name()), &out, &want, 1e-11);
     }
 }
@@ -204,14 +204,14 @@ fn gates_pass_and_stop() {
         common::floats(7, num_rows * 2 * width).iter().map(|value| value * 30.0).collect();
     let want = twins::swiglu(&gate_up, width);
     for device in devices() {
-        let kernel = Kernel::new(device, &Text::new("swiglu", &[])).unwrap();
+        let kernel = Kernel::new(device, &Text::new("swiglu", &[])).expect("a variant compiles");
         let contents = [
             ("params", Content::of(&[width as u32 / 4, 0, 0, 0])),
             ("gate_up", Content::of(&gate_up)),
             ("out", Content::poisoned(num_rows * width)),
         ];
         let workgroups = [(width as u32 / 4).div_ceil(64), num_rows as u32, 1];
-        let out = run(device, &kernel, &contents, workgroups).unwrap().floats("out");
+        let out = run(device, &kernel, &contents, workgroups).expect("a kernel runs").floats("out");
         assert_close("swiglu", &out, &want, 1e-12);
     }
 }

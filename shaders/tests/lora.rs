@@ -21,7 +21,7 @@ fn kernels() -> &'static [Kernels] {
     static KERNELS: OnceLock<Vec<Kernels>> = OnceLock::new();
     KERNELS.get_or_init(|| {
         let build = |device: &'static Device| {
-            let kernel = |name| Kernel::new(device, &Text::new(name, &[])).unwrap();
+            let kernel = |name| Kernel::new(device, &Text::new(name, &[])).expect("the kernel compiles");
             Kernels { device, shrink: kernel("lora_shrink"), expand: kernel("lora_expand") }
         };
         let plain = devices().iter().filter(|device| device.profile().subgroup_size.is_none());
@@ -54,7 +54,7 @@ impl World {
             let pairs: Vec<LoraMatrices> = pairs
                 .map(|((a, b), module_idx)| LoraMatrices { layer_idx: 0, module_idx, rank, a, b, scale: 2.0 })
                 .collect();
-            for upload in book.load(adapter_id, &pairs).unwrap() {
+            for upload in book.load(adapter_id, &pairs).expect("there is a slot") {
                 pool[upload.offset_bytes as usize / 4..][..upload.words.len()].copy_from_slice(&upload.words);
             }
         }
@@ -66,7 +66,10 @@ impl World {
 
     /// The slots of rows with these adapters; 0 is none.
     fn row_slots(&self, adapters: &[u32]) -> Vec<u32> {
-        adapters.iter().map(|id| if *id == 0 { NO_SLOT } else { self.book.slot_of(*id).unwrap() }).collect()
+        adapters
+            .iter()
+            .map(|id| if *id == 0 { NO_SLOT } else { self.book.slot_of(*id).expect("it is loaded") })
+            .collect()
     }
 
     fn buffers<'a>(&'a self, row_slots: &'a [u32]) -> LoraBuffers<'a> {
@@ -84,7 +87,7 @@ impl World {
             ("shrunk", Content::poisoned(row_slots.len() * num_modules * MAX_RANK)),
         ];
         let groups = [MAX_RANK as u32 / 8, row_slots.len() as u32, num_modules as u32];
-        run(kernels.device, &kernels.shrink, &contents, groups).unwrap().floats("shrunk")
+        run(kernels.device, &kernels.shrink, &contents, groups).expect("the kernel runs").floats("shrunk")
     }
 
     fn expand(&self, kernels: &Kernels, row_slots: &[u32], shrunk: &[f32], out: &[f32]) -> Vec<f32> {
@@ -97,7 +100,7 @@ impl World {
             ("out", Content::of(out)),
         ];
         let groups = [self.shape.out_width.div_ceil(64), row_slots.len() as u32, 1];
-        run(kernels.device, &kernels.expand, &contents, groups).unwrap().floats("out")
+        run(kernels.device, &kernels.expand, &contents, groups).expect("the kernel runs").floats("out")
     }
 }
 

@@ -11,7 +11,6 @@ use quern_shaders::weights::{Format, Planes, repack};
 
 /// A matrix in planes.
 struct Matrix {
-    format: Format,
     num_rows: usize,
     num_groups: usize,
     planes: Planes,
@@ -22,7 +21,7 @@ impl Matrix {
         let rows = common::rows(format.kind, 3, num_rows, num_columns);
         let mut planes = Planes::default();
         repack(format, num_columns, &rows, &mut planes);
-        Matrix { format, num_rows, num_groups: num_columns / GROUP, planes }
+        Matrix { num_rows, num_groups: num_columns / GROUP, planes }
     }
 
     fn planes(&self) -> [(&'static str, Content); 3] {
@@ -73,7 +72,7 @@ impl Matrix {
         let contents: Vec<_> = contents.into_iter().chain(self.planes()).collect();
         let panels_each = if common::share(on.device) == "1" { 16 } else { 1 };
         let workgroups = [num_panels.div_ceil(panels_each) as u32, num_columns.div_ceil(on.cols) as u32, 1];
-        let out = run(on.device, &on.kernel, &contents, workgroups).unwrap().floats("out");
+        let out = run(on.device, &on.kernel, &contents, workgroups).expect("a kernel runs").floats("out");
         let mut rows = Vec::new();
         for (idx, value) in out.iter().enumerate() {
             if (1..=self.num_rows).contains(&(idx % stride)) {
@@ -101,7 +100,11 @@ impl<'a> On<'a> {
     fn new(device: &'a Device, format: Format, cols: usize) -> On<'a> {
         let (count, share) = (cols.to_string(), common::share(device));
         let axes = [("QUANT", format.axis), ("COLS", count.as_str()), ("SHARE", share)];
-        On { device, kernel: Kernel::new(device, &Text::new("matmul", &axes)).unwrap(), cols }
+        On {
+            device,
+            kernel: Kernel::new(device, &Text::new("matmul", &axes)).expect("a variant compiles"),
+            cols,
+        }
     }
 }
 
@@ -133,7 +136,7 @@ fn every_type_times_few_and_many_columns() {
 #[test]
 fn shapes_that_end_in_the_middle_of_everything() {
     for kind in [quern_gguf::TensorType::Q5_0, quern_gguf::TensorType::F32] {
-        let format = Format::of(kind).unwrap();
+        let format = Format::of(kind).expect("the type is known");
         for (num_rows, num_columns, columns) in [(1, 32, 1), (7, 96, 3), (8, 32, 2), (129, 864, 5)] {
             let matrix = Matrix::random(format, num_rows, num_columns);
             let x = common::floats(6, columns * num_columns);
@@ -148,7 +151,7 @@ fn shapes_that_end_in_the_middle_of_everything() {
 
 #[test]
 fn a_bias_and_what_was_there_are_added() {
-    let format = Format::of(quern_gguf::TensorType::Q8_0).unwrap();
+    let format = Format::of(quern_gguf::TensorType::Q8_0).expect("the type is known");
     let matrix = Matrix::random(format, 20, 64);
     let (x, bias, before) = (common::floats(7, 2 * 64), common::floats(8, 20), common::floats(9, 2 * 23));
     let product = twins::matmul(format, 20, 2, &matrix.planes, &x);
@@ -187,14 +190,17 @@ fn every_type_is_embedded_from_parts() {
         let rows: Vec<u32> = tokens.iter().flat_map(|token| [*token, u32::MAX, u32::MAX, u32::MAX]).collect();
         let params = [num_groups as u32, first, 16, 1, 4, 0, 0, 0];
         for device in devices() {
-            let kernel = Kernel::new(device, &Text::new("embed", &[("QUANT", format.axis)])).unwrap();
+            let kernel = Kernel::new(device, &Text::new("embed", &[("QUANT", format.axis)]))
+                .expect("a variant compiles");
             let contents = [
                 ("params", Content::of(&params)),
                 ("step_info", Content::of(&[[7].as_slice(), &rows].concat())),
                 ("out", Content::poisoned(tokens.len() * 512)),
             ];
             let contents: Vec<_> = contents.into_iter().chain(part_of.planes()).collect();
-            let out = run(device, &kernel, &contents, [tokens.len() as u32, 1, 1]).unwrap().floats("out");
+            let out = run(device, &kernel, &contents, [tokens.len() as u32, 1, 1])
+                .expect("a kernel runs")
+                .floats("out");
             for (row, token) in out.chunks(512).zip(&tokens) {
                 match part(token) {
                     None => {

@@ -21,17 +21,17 @@ const LIMITS: StepLimits = StepLimits {
 };
 
 fn runner(device: &Device, spec: &TinySpec) -> Runner {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a tiny model works");
     let path = folder.path().join("tiny.gguf");
-    tiny::write(&path, spec).unwrap();
-    let gguf = Gguf::open(&path).unwrap();
+    tiny::write(&path, spec).expect("a tiny model works");
+    let gguf = Gguf::open(&path).expect("a tiny model works");
     let mut parts = Vec::new();
     let model = Model::load(device, &gguf, &mut |part| {
         parts.push(part);
         true
     });
     assert!(parts.is_sorted() && parts.last() == Some(&1.0), "progress ends at 1: {parts:?}");
-    Runner::new(device, &Arc::new(model.unwrap()), LIMITS).unwrap()
+    Runner::new(device, &Arc::new(model.expect("a tiny model works")), LIMITS).expect("a tiny model works")
 }
 
 /// A sequence: its tokens so far and its pages.
@@ -56,7 +56,7 @@ fn step(runner: &mut Runner, parts: &[(&Seq<'_>, std::ops::Range<usize>)]) -> Ve
     }
     let vocab = runner.model().shape.vocab as usize;
     let batch = Batch { rows: &rows, lists: &lists, logits: &logits, hidden: &[] };
-    let result = runner.run(&batch).unwrap();
+    let result = runner.run(&batch).expect("a tiny model works");
     assert_eq!(result.logits.len(), parts.len() * vocab);
     assert!(result.logits.iter().all(|logit| logit.is_finite()));
     result.logits.chunks(vocab).map(<[f32]>::to_vec).collect()
@@ -64,7 +64,7 @@ fn step(runner: &mut Runner, parts: &[(&Seq<'_>, std::ops::Range<usize>)]) -> Ve
 
 #[track_caller]
 fn check(arch: Arch, kind: TensorType, tied: bool) {
-    let device = Device::open(&DeviceOptions::default()).unwrap();
+    let device = Device::open(&DeviceOptions::default()).expect("there is a device");
     let spec = TinySpec { kind, tied, ..TinySpec::new(arch, 11) };
     let mut runner = runner(&device, &spec);
     let tokens: Vec<u32> = (0..45).map(|idx| (idx * 37 + 11) % runner.model().shape.vocab).collect();
@@ -115,7 +115,7 @@ fn kinds_of_devices_agree() {
         let mut runner = runner(device, &spec);
         step(&mut runner, &[(&seq, 0..20)]).remove(0)
     });
-    let first = all.next().unwrap();
+    let first = all.next().expect("there is one");
     for other in all {
         quern_shaders::harness::assert_close("logits", &other, &first, 1e-9);
     }
@@ -123,13 +123,13 @@ fn kinds_of_devices_agree() {
 
 #[test]
 fn hidden_states_come_beside_logits() {
-    let device = Device::open(&DeviceOptions::default()).unwrap();
+    let device = Device::open(&DeviceOptions::default()).expect("there is a device");
     let mut runner = runner(&device, &TinySpec::new(Arch::Qwen2, 4));
     let row = |position| BatchRow { token: 5 + position, position, list: 0, adapter_id: None };
     let rows: Vec<BatchRow> = (0..6).map(row).collect();
     let mut run = |logits: &[u32], hidden: &[u32]| {
         let batch = Batch { rows: &rows, lists: &[&[1]], logits, hidden };
-        let result = runner.run(&batch).unwrap();
+        let result = runner.run(&batch).expect("a tiny model works");
         (result.logits.to_vec(), result.hidden.to_vec())
     };
     let (logits, hidden) = run(&[1, 4], &[5, 0]);
@@ -142,7 +142,7 @@ fn hidden_states_come_beside_logits() {
 
 #[test]
 fn pages_are_copied_and_kept() {
-    let device = Device::open(&DeviceOptions::default()).unwrap();
+    let device = Device::open(&DeviceOptions::default()).expect("there is a device");
     let mut runner = runner(&device, &TinySpec::new(Arch::Qwen2, 4));
     let tokens: Vec<u32> = (0..40).collect();
     let want = step(&mut runner, &[(&Seq { tokens: &tokens, pages: &[1, 2] }, 0..39)]).remove(0);
@@ -150,7 +150,7 @@ fn pages_are_copied_and_kept() {
     assert_ne!(want, last);
     runner.copy_pages(&[quern_shaders::pages::PageCopy { from: 2, to: 7, num_tokens: 7 }]);
     assert_eq!(step(&mut runner, &[(&Seq { tokens: &tokens, pages: &[1, 7] }, 39..40)]).remove(0), last);
-    let kept = runner.read_pages(&[1, 2]).unwrap();
+    let kept = runner.read_pages(&[1, 2]).expect("a tiny model works");
     assert_eq!(kept.len(), 2 * runner.page_bytes());
     runner.write_pages(&[4, 3], &kept);
     assert_eq!(step(&mut runner, &[(&Seq { tokens: &tokens, pages: &[4, 3] }, 39..40)]).remove(0), last);
@@ -197,11 +197,11 @@ fn load_adapter(runner: &mut Runner, adapter_id: u32, rank: u32) -> Result<(), A
 
 #[test]
 fn rows_of_a_batch_have_adapters_of_their_own() {
-    let device = Device::open(&DeviceOptions::default()).unwrap();
+    let device = Device::open(&DeviceOptions::default()).expect("there is a device");
     let mut runner = runner(&device, &TinySpec::new(Arch::Qwen2, 4));
-    load_adapter(&mut runner, 7, 5).unwrap();
-    load_adapter(&mut runner, 9, 16).unwrap();
-    let full = load_adapter(&mut runner, 8, 16).unwrap_err().to_string();
+    load_adapter(&mut runner, 7, 5).expect("a tiny model works");
+    load_adapter(&mut runner, 9, 16).expect("a tiny model works");
+    let full = load_adapter(&mut runner, 8, 16).expect_err("slots are full").to_string();
     assert!(full.contains("all 1 slots for adapters of rank 16 or more are taken"), "{full}");
     let run = |runner: &mut Runner, adapters: &[Option<u32>]| -> Vec<Vec<f32>> {
         let row = |list: usize, position: u32| BatchRow {
@@ -217,7 +217,7 @@ fn rows_of_a_batch_have_adapters_of_their_own() {
         let logits: Vec<u32> = (0..adapters.len() as u32).map(|list| list * 5 + 4).collect();
         let batch = Batch { rows: &rows, lists: &lists, logits: &logits, hidden: &[] };
         let vocab = runner.model().shape.vocab as usize;
-        runner.run(&batch).unwrap().logits.chunks(vocab).map(<[f32]>::to_vec).collect()
+        runner.run(&batch).expect("a tiny model works").logits.chunks(vocab).map(<[f32]>::to_vec).collect()
     };
     let wishes = [Some(7), None, Some(9), Some(7)];
     let alone: Vec<_> = wishes.iter().map(|wish| run(&mut runner, &[*wish]).remove(0)).collect();
@@ -225,10 +225,10 @@ fn rows_of_a_batch_have_adapters_of_their_own() {
     assert_ne!(alone[0], alone[2]);
     assert_eq!(run(&mut runner, &wishes), alone, "together as alone");
     // A slot is used again, and its former adapter leaves nothing behind.
-    runner.unload_adapter(7).unwrap();
+    runner.unload_adapter(7).expect("a tiny model works");
     assert!(!runner.has_adapter(7) && runner.unload_adapter(7).is_err());
-    load_adapter(&mut runner, 3, 8).unwrap();
-    load_adapter(&mut runner, 7, 5).unwrap();
+    load_adapter(&mut runner, 3, 8).expect("a tiny model works");
+    load_adapter(&mut runner, 7, 5).expect("a tiny model works");
     assert_eq!(run(&mut runner, &[Some(7)]), [alone[0].clone()]);
     assert_eq!(run(&mut runner, &[None]), [alone[1].clone()]);
 }

@@ -17,7 +17,7 @@ fn every_type_keeps_its_values() {
         let mut planes = Planes::default();
         repack(format, num_columns, &rows, &mut planes);
         let mut want = vec![0.0; num_rows * num_columns];
-        Plain.decode(format.kind, &rows, &mut want).unwrap();
+        Plain.decode(format.kind, &rows, &mut want).expect("the type can be decoded");
         for row in 0..num_rows {
             for group in 0..num_columns / GROUP {
                 let got = Group::read(format, num_columns / GROUP, &planes, row, group).values();
@@ -46,7 +46,7 @@ fn planes_take_about_the_room_of_the_file() {
 fn widening_changes_no_value() {
     let rows = common::rows(TensorType::Q5_0, 6, 3, 64);
     let (mut narrow, mut wide) = (vec![0.0; 3 * 64], vec![0.0; 3 * 64]);
-    Plain.decode(TensorType::Q5_0, &rows, &mut narrow).unwrap();
-    Plain.decode(TensorType::Q8_0, &widen_q5_0(&rows), &mut wide).unwrap();
+    Plain.decode(TensorType::Q5_0, &rows, &mut narrow).expect("the type can be decoded");
+    Plain.decode(TensorType::Q8_0, &widen_q5_0(&rows), &mut wide).expect("the type can be decoded");
     assert_eq!(wide, narrow);
 }

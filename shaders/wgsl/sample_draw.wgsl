@@ -107,15 +107,7 @@ fn find_cut() -> Cut {
     }
     list_hot(floor);
 
-    var cut = KEEP_ALL;
-    if limits_count {
-        cut = cut_at_count(row.top_k, floor);
-        mass = mass_of(cut);
-    }
-    if limits_mass {
-        cut = cut_at_mass(cut, row.top_p * mass, floor);
-    }
-    return cut;
+    return cut_hot(floor, limits_count, limits_mass, mass);
 }
 
 // What all tokens of a block weigh, from the first pass.
@@ -125,11 +117,11 @@ fn block_mass(block: u32) -> f32 {
 }
 
 fn whole_mass() -> f32 {
-    var sum = 0.0;
+    var sum = vec4<f32>();
     for (var block = local; block < shape.num_blocks; block += 256u) {
-        sum += block_mass(block);
+        sum.x += block_mass(block);
     }
-    return sum_floats(local, sum);
+    return sum_all(local, sum).x;
 }
 
 fn token_share(token: u32, cut: Cut) -> Share {
@@ -175,11 +167,11 @@ fn draw(cut: Cut) -> u32 {
     if local == 0u {
         walk = Walk(0u, 0.0, cut.num_ties);
         let total = go(256u, tie_weight, 3.4028234e38);
-        float_result = total * uniform_at(row.key, row.position);
+        sums_result.x = total * uniform_at(row.key, row.position);
         walk = Walk(0u, 0.0, cut.num_ties);
-        go(256u, tie_weight, float_result);
+        go(256u, tie_weight, sums_result.x);
     }
-    let target_sum = workgroupUniformLoad(&float_result);
+    let target_sum = workgroupUniformLoad(&sums_result).x;
 
     // Over the blocks of one thread.
     let first = workgroupUniformLoad(&walk).chosen * each;
@@ -205,7 +197,7 @@ fn draw(cut: Cut) -> u32 {
 }
 
 fn publish_own(share: Share) {
-    floats[local] = share.mass;
+    sums[local].x = share.mass;
     words[local] = share.num_ties;
 }
 
@@ -223,7 +215,7 @@ fn go(count: u32, tie_weight: f32, target_sum: f32) -> f32 {
     var at = Walk(0u, sum, ties_left);
     for (var i = 0u; i < count && sum <= target_sum; i++) {
         let num_ties = min(words[i], ties_left);
-        let mass = floats[i] + f32(num_ties) * tie_weight;
+        let mass = sums[i].x + f32(num_ties) * tie_weight;
         if mass > 0.0 {
             at = Walk(i, sum, ties_left);
             sum += mass;

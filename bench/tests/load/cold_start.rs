@@ -6,7 +6,10 @@ use quern_bench::cold_start::ColdStart;
 
 use crate::server::nobody;
 
-fn error_of(command: &[&str]) -> String {
+/// Longer than any process takes to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn error_of(command: &[&str], timeout: Duration) -> String {
     let nobody = nobody();
     let cold_start = ColdStart {
         name: "probe".to_owned(),
@@ -16,22 +19,22 @@ fn error_of(command: &[&str]) -> String {
         api_key: None,
         command: command.iter().map(|word| (*word).to_owned()).collect(),
         rounds: 1,
-        timeout: Duration::from_millis(300),
+        timeout,
     };
     format!("{:#}", cold_start.measure().unwrap_err())
 }
 
 #[test]
 fn a_command_that_does_not_exist_is_named() {
-    let error = error_of(&["/no/such/server"]);
+    let error = error_of(&["/no/such/server"], PATIENCE);
     assert!(error.contains("/no/such/server"), "{error}");
 }
 
 #[test]
 fn a_command_that_ends_early_is_told_from_one_that_is_slow() {
-    let ended = error_of(&["false"]);
+    let ended = error_of(&["false"], PATIENCE);
     assert!(ended.contains("ended with exit status: 1 before it was ready"), "{ended}");
     // The process would stay for a minute; the test ends at once because it is ended with its measurement.
-    let slow = error_of(&["sleep", "60"]);
+    let slow = error_of(&["sleep", "60"], Duration::from_millis(300));
     assert!(slow.contains("not ready after 300ms"), "{slow}");
 }

@@ -13,8 +13,8 @@ use quern_bench::run::run;
 use quern_bench::workload::Workload;
 
 use crate::server::{
-    CLOSED, EVENT_STREAM, Request, chunk, delta, nobody, outcome, plan, plan_of, run_of, send_json, serve,
-    stream_well, workload,
+    CLOSED, EVENT_STREAM, IMPATIENT, Request, chunk, delta, nobody, outcome, plan, plan_of, run_of,
+    send_json, serve, stream_well, workload,
 };
 
 fn die_mid_stream(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
@@ -77,6 +77,11 @@ fn report_an_error(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool>
 pub fn refuse(_: &Request, stream: &mut TcpStream) -> std::io::Result<bool> {
     stream.write_all(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 4\r\n\r\nfull")?;
     Ok(true)
+}
+
+/// What shows a fault of this kind.
+fn load_for(kind: &str) -> &'static str {
+    if kind == "stall" { IMPATIENT } else { CLOSED }
 }
 
 /// Every second request fails, so that one run holds good and bad.
@@ -170,7 +175,7 @@ fn each_fault_is_counted_by_its_kind() {
         ("error in stream", serve(report_an_error)),
     ];
     for (kind, url) in cases {
-        let (outcome, is_passed) = outcome(CLOSED, "", &[url]);
+        let (outcome, is_passed) = outcome(load_for(kind), "", &[url]);
         let phase = &outcome.phases[0];
         assert_eq!((phase.num_ok, phase.failures.get(kind)), (0, Some(&6)), "{kind}: {:?}", phase.failures);
         assert!(!is_passed, "{kind}: a run whose requests failed has not passed");
@@ -281,7 +286,7 @@ fn a_long_prompt_shows_how_long_streams_stood_still() {
 
 #[test]
 fn a_stream_that_dies_fails_the_long_prompt_trial() {
-    let load = "mode = \"long_prompt\"\nstreams = [2]\nlong = { inline = [\"LONG\"] }\nstall_timeout_s = 0.5";
+    let load = "mode = \"long_prompt\"\nstreams = [2]\nlong = { inline = [\"LONG\"] }";
     let (outcome, is_passed) = outcome(load, "", &[serve(die_mid_stream)]);
     assert_eq!(outcome.phases[0].failures.get("closed mid-stream"), Some(&1));
     assert!(!is_passed);
@@ -353,7 +358,7 @@ fn faults_of_whole_answers_are_counted_by_their_kind() {
         ("status 429", serve(refuse)),
     ];
     for (kind, url) in cases {
-        let (outcome, is_passed) = run_of(plan_of(workload("stream = false", CLOSED, ""), &[url]));
+        let (outcome, is_passed) = run_of(plan_of(workload("stream = false", load_for(kind), ""), &[url]));
         assert_eq!(
             outcome.phases[0].failures.get(kind),
             Some(&6),

@@ -55,7 +55,7 @@ impl ModelShape {
         let hidden = number("embedding_length")?;
         let heads = number("attention.head_count")?;
         let kv_heads = optional("attention.head_count_kv")?.unwrap_or(heads);
-        let equal_share = if heads == 0 { 0 } else { hidden / heads };
+        let equal_share = hidden.checked_div(heads).unwrap_or(0);
         let head_dim = optional("attention.key_length")?.unwrap_or(equal_share);
         let value_dim = optional("attention.value_length")?.unwrap_or(head_dim);
         let trained_len = number("context_length")?;

@@ -1,30 +1,30 @@
 // Sums and extremes over a workgroup of 256, in one fixed order, and the same for every thread:
-// column sums of a 16 x 16 square, then the sum of those. All threads must call together.
+// over the columns of a 16 x 16 square, then over those. All threads must call together.
 
-var<workgroup> floats: array<f32, 256>;
+var<workgroup> sums: array<vec4<f32>, 256>;
 var<workgroup> words: array<u32, 256>;
-var<workgroup> float_result: f32;
+var<workgroup> sums_result: vec4<f32>;
 var<workgroup> word_result: u32;
 
-fn sum_floats(local: u32, value: f32) -> f32 {
-    floats[local] = value;
+fn sum_all(local: u32, value: vec4<f32>) -> vec4<f32> {
+    sums[local] = value;
     workgroupBarrier();
     if local < 16u {
-        var sum = floats[local];
+        var sum = sums[local];
         for (var i = local + 16u; i < 256u; i += 16u) {
-            sum += floats[i];
+            sum += sums[i];
         }
-        floats[local] = sum;
+        sums[local] = sum;
     }
     workgroupBarrier();
     if local == 0u {
-        var sum = floats[0];
+        var sum = sums[0];
         for (var i = 1u; i < 16u; i++) {
-            sum += floats[i];
+            sum += sums[i];
         }
-        float_result = sum;
+        sums_result = sum;
     }
-    return workgroupUniformLoad(&float_result);
+    return workgroupUniformLoad(&sums_result);
 }
 
 fn max_words(local: u32, value: u32) -> u32 {

@@ -5,9 +5,10 @@
 struct Cut {
     key: u32,
     num_ties: u32,
+    mass_above: f32,  // of the tokens with larger keys
 }
 
-const KEEP_ALL: Cut = Cut(0u, 0u);
+const KEEP_ALL: Cut = Cut(0u, 0u, 0.0);
 
 // Set by the entry point, alike in all threads.
 var<private> local: u32;
@@ -54,11 +55,11 @@ fn floor_of_place(place: u32) -> u32 {
     var high = peak_key;
     while low < high {
         let middle = high - (high - low) / 2u;
-        var count = 0.0;
+        var count = vec4<f32>();
         for (var block = local; block < shape.num_blocks; block += 256u) {
-            count += select(0.0, 1.0, block_scan(block).peak_key >= middle);
+            count.x += select(0.0, 1.0, block_scan(block).peak_key >= middle);
         }
-        if sum_floats(local, count) >= f32(place) {
+        if sum_all(local, count).x >= f32(place) {
             low = middle;
         } else {
             high = middle - 1u;
@@ -99,63 +100,97 @@ fn list_hot(floor: u32) {
     workgroupBarrier();
 }
 
-// How many tokens of the hot blocks have at least this key, or what they weigh. A count is
-// exact: no vocabulary has 2^24 tokens.
-fn at_least(key: u32, by_mass: bool) -> f32 {
-    var sum = 0.0;
-    for (var slot = local; slot < num_hot * BLOCK_TOKENS; slot += 256u) {
-        let own = key_of(hot_block(slot / BLOCK_TOKENS) * BLOCK_TOKENS + slot % BLOCK_TOKENS);
-        if own >= key {
-            sum += select(1.0, weight_of(own), by_mass);
-        }
-    }
-    return sum_floats(local, sum);
+fn hot_key(slot: u32) -> u32 {
+    return key_of(hot_block(slot / BLOCK_TOKENS) * BLOCK_TOKENS + slot % BLOCK_TOKENS);
 }
 
-// The largest key in low..=peak_key that `target` tokens reach, or tokens of that mass; `low`
-// when there is none.
-fn bisect(from_key: u32, target_sum: f32, by_mass: bool) -> u32 {
+// How many tokens of the hot blocks have at least each of these ascending keys, or what they weigh. A
+// count is exact: no vocabulary has 2^24 tokens.
+fn reach(keys: vec3<u32>, by_mass: bool) -> vec3<f32> {
+    var sum = vec3<f32>();
+    for (var slot = local; slot < num_hot * BLOCK_TOKENS; slot += 256u) {
+        let own = hot_key(slot);
+        if own >= keys.x {
+            let one = select(1.0, weight_of(own), by_mass);
+            sum += select(vec3<f32>(), vec3<f32>(one), vec3<u32>(own) >= keys);
+        }
+    }
+    return sum_all(local, vec4<f32>(sum, 0.0)).xyz;
+}
+
+struct Tally {
+    count_above: f32,
+    mass_above: f32,
+    num_ties: f32,
+    mass: f32,        // with the ties
+}
+
+// What the hot blocks hold above a key and at it. Masses are summed in the order of `reach`.
+fn tally(key: u32) -> Tally {
+    var sum = vec4<f32>();
+    for (var slot = local; slot < num_hot * BLOCK_TOKENS; slot += 256u) {
+        let own = hot_key(slot);
+        if own >= key {
+            let each = weight_of(own);
+            sum += select(vec4<f32>(1.0, each, 0.0, each), vec4<f32>(0.0, 0.0, 1.0, each), own == key);
+        }
+    }
+    let all = sum_all(local, sum);
+    return Tally(all.x, all.y, all.z, all.w);
+}
+
+// The largest key in low..=peak_key that `goal` tokens reach, or tokens of that mass; `low` when there is
+// none. Three keys are tried at once: a round's cost is its reads and its barriers.
+fn bisect(from_key: u32, goal: f32, by_mass: bool) -> u32 {
     var low = from_key;
     var high = peak_key;
     while low < high {
-        let middle = high - (high - low) / 2u;
-        if at_least(middle, by_mass) >= target_sum {
-            low = middle;
+        let part = (high - low) / 4u + 1u;
+        let keys = min(vec3<u32>(low) + vec3<u32>(1u, 2u, 3u) * part, vec3<u32>(high));
+        let reached = reach(keys, by_mass) >= vec3<f32>(goal);
+        if reached.z {
+            low = keys.z;
+        } else if reached.y {
+            low = keys.y;
+            high = keys.z - 1u;
+        } else if reached.x {
+            low = keys.x;
+            high = keys.y - 1u;
         } else {
-            high = middle - 1u;
+            high = keys.x - 1u;
         }
     }
     return low;
 }
 
-fn cut_at_count(count: u32, floor: u32) -> Cut {
-    let key = bisect(floor, f32(count), false);
-    if at_least(key, false) < f32(count) {
-        return KEEP_ALL;
-    }
-    return Cut(key, count - u32(at_least(key + 1u, false)));
-}
-
-// What the tokens above the cut and its ties weigh together.
-fn mass_of(cut: Cut) -> f32 {
-    return at_least(cut.key + 1u, true) + f32(cut.num_ties) * weight_of(cut.key);
-}
-
-// Narrows a cut to the fewest tokens that weigh `target_mass`.
-fn cut_at_mass(cut: Cut, target_mass: f32, floor: u32) -> Cut {
-    var key = cut.key;
-    var num_ties = cut.num_ties;
-    if cut.key < peak_key {
-        let above = bisect(max(cut.key + 1u, floor), target_mass, true);
-        if at_least(above, true) >= target_mass {
-            key = above;
-            num_ties = u32(at_least(above, false) - at_least(above + 1u, false));
+// Cuts the hot blocks' tokens by count, and what is left by mass. `whole_mass` is that of all tokens,
+// where no count is limited.
+fn cut_hot(floor: u32, limits_count: bool, limits_mass: bool, whole_mass: f32) -> Cut {
+    var cut = KEEP_ALL;
+    var mass = whole_mass;
+    // One loop rather than two calls: compilers would make two copies of all of this.
+    for (var phase = 0u; phase < 2u; phase++) {
+        let by_mass = phase == 1u;
+        if !select(limits_count, limits_mass, by_mass) {
+            continue;
+        }
+        let goal = select(f32(row.top_k), row.top_p * mass, by_mass);
+        let key = bisect(max(cut.key + 1u, floor), goal, by_mass);
+        let found = tally(key);
+        let above = select(found.count_above, found.mass_above, by_mass);
+        let each = weight_of(key);
+        if select(found.count_above + found.num_ties, found.mass, by_mass) >= goal {
+            let missing = ceil((goal - above) / select(1.0, each, by_mass));
+            cut = Cut(key, u32(clamp(missing, 1.0, found.num_ties)), found.mass_above);
+            mass = cut.mass_above + f32(cut.num_ties) * each;
+        } else if !by_mass {
+            // There are fewer tokens than that.
+            mass = found.mass;
+        } else if cut.key > 0u && weight_of(cut.key) > 0.0 {
+            // The border lies among the ties of the cut that there is.
+            let missing = ceil((goal - cut.mass_above) / weight_of(cut.key));
+            cut.num_ties = u32(clamp(missing, 1.0, f32(cut.num_ties)));
         }
     }
-    let each = weight_of(key);
-    if key == 0u || each == 0.0 {
-        return cut;
-    }
-    let missing = ceil((target_mass - at_least(key + 1u, true)) / each);
-    return Cut(key, u32(clamp(missing, 1.0, f32(num_ties))));
+    return cut;
 }
