@@ -50,11 +50,12 @@ pub struct KvFormat {
     pub block_bytes: u64,
 }
 
-/// The formats, from the widest. Blocks as ggml has them: 32 values and one scale of 16 bits.
-pub const FORMATS: [KvFormat; 3] = [
+/// The formats, the default first. Blocks as ggml has them: 32 values and one scale of 16 bits.
+pub const FORMATS: [KvFormat; 4] = [
     KvFormat { name: "f16", block_values: 1, block_bytes: 2 },
     KvFormat { name: "q8_0", block_values: 32, block_bytes: 34 },
     KvFormat { name: "q4_0", block_values: 32, block_bytes: 18 },
+    KvFormat { name: "f32", block_values: 1, block_bytes: 4 },
 ];
 
 /// What of a model decides how large its state is.
@@ -170,12 +171,12 @@ mod tests {
     #[test]
     fn sizes_follow_from_layers_heads_and_blocks() {
         let of_token: Vec<_> = FORMATS.iter().map(|format| small().bytes_per_token(*format)).collect();
-        // 24 layers · 2 heads · (64 + 64) values, of 16, 8.5 and 4.5 bits.
-        assert_eq!(of_token, [Some(12_288), Some(6_528), Some(3_456)]);
+        // 24 layers · 2 heads · (64 + 64) values, of 16, 8.5, 4.5 and 32 bits.
+        assert_eq!(of_token, [Some(12_288), Some(6_528), Some(3_456), Some(24_576)]);
         assert_eq!(small().bytes(FORMATS[0], 16_384), Some(192 << 20));
         assert_eq!(small().bytes(FORMATS[0], 16_300), Some(192 << 20), "rounded up to 256 tokens");
         let table = small().table(&[16_384]);
-        assert!(table.contains("| 16384 | 192.0 MiB | 102.0 MiB | 54.0 MiB |"), "{table}");
+        assert!(table.contains("| 16384 | 192.0 MiB | 102.0 MiB | 54.0 MiB | 384.0 MiB |"), "{table}");
     }
 
     #[test]

@@ -95,7 +95,7 @@ const FLAGS: &[(&str, &str, &str, &str)] = &[
     ("admin-listen", "admin.listen", "ADDR", "Address and port of the operators' endpoints."),
     ("max-sequence-len", "engine.llama.max_sequence_len", "TOKENS", "Longest sequence; 0 is the model's own."),
     ("kv-capacity", "engine.llama.kv_capacity", "TOKENS", "Tokens of key-value state, all sequences together."),
-    ("kv-type", "engine.llama.kv_type", "f16|q8_0|q4_0", "Format of keys and values."),
+    ("kv-type", "engine.llama.kv_type", "f32|f16|q8_0|q4_0", "Format of keys and values."),
     ("max-sequences", "engine.llama.max_sequences", "N", "Sequences at once."),
     ("flash-attention", "engine.llama.flash_attention", "auto|on|off", "Attention in one fused operation."),
     ("gpu-layers", "engine.llama.gpu_layers", "N", "Layers on the GPU; all without it."),

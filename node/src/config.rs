@@ -208,16 +208,20 @@ pub enum Split {
 }
 
 /// Format of keys and values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum KvType {
+    /// 32 bits a value.
+    F32,
     /// 16 bits a value.
     F16,
     /// 8.5 bits a value.
     #[serde(rename = "q8_0")]
+    #[value(name = "q8_0")]
     Q8,
     /// 4.5 bits a value.
     #[serde(rename = "q4_0")]
+    #[value(name = "q4_0")]
     Q4,
 }
 

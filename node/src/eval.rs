@@ -35,6 +35,7 @@ use quern_text::{TemplateError, TokenizerError};
 
 use subject::Machine;
 
+use crate::config::KvType;
 use crate::serving;
 
 pub use importance::{ImportanceArgs, importance, measure};
@@ -65,6 +66,9 @@ pub struct EvalArgs {
     /// Layers on the GPU; all without it.
     #[arg(long, value_name = "N")]
     pub gpu_layers: Option<u32>,
+    /// Format of keys and values.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = KvType::F16)]
+    pub kv_type: KvType,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -273,7 +277,7 @@ impl EvalError {
 /// # Errors
 /// [`EvalError`].
 pub fn eval(args: &EvalArgs) -> Result<(), EvalError> {
-    let machine = Machine { threads: args.threads, gpu_layers: args.gpu_layers };
+    let machine = Machine { threads: args.threads, gpu_layers: args.gpu_layers, kv_type: args.kv_type };
     let report = match &args.task {
         Task { text: Some(text), .. } => report::Report::Text(reading::run(args, text, &machine)?),
         Task { csv: Some(csv), .. } => report::Report::Labels(labelling::run(args, csv, &machine)?),

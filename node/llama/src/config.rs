@@ -93,6 +93,8 @@ pub enum Split {
 /// Format of keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KvType {
+    /// 32 bits a value: nothing is rounded, so that answers depend least on how rows were batched.
+    F32,
     /// 16 bits a value.
     #[default]
     F16,
@@ -160,7 +162,8 @@ impl LlamaConfig {
         in_range("threads_prefill", self.threads_prefill, 0, 512)?;
         in_range("gpu_layers", self.gpu_layers.unwrap_or(0), 0, 1 << 16)?;
         in_range("main_gpu", self.main_gpu, 0, 255)?;
-        if self.kv_type != KvType::F16 && self.flash_attention == FlashAttention::Off {
+        let quantised = matches!(self.kv_type, KvType::Q8_0 | KvType::Q4_0);
+        if quantised && self.flash_attention == FlashAttention::Off {
             return Err(ConfigError::QuantisedKvNeedsFlashAttention(self.kv_type));
         }
         let shares = &self.tensor_split;
@@ -220,6 +223,7 @@ mod tests {
         let quantise =
             |c: &mut LlamaConfig| (c.kv_type, c.flash_attention) = (KvType::Q8_0, FlashAttention::Off);
         check(quantise, Err("kv_type Q8_0 needs flash_attention, which is off"));
+        check(|c| (c.kv_type, c.flash_attention) = (KvType::F32, FlashAttention::Off), Ok(()));
         check(|c| c.kv_type = KvType::Q4_0, Ok(()));
     }
 

@@ -37,6 +37,7 @@ impl Default for Llama {
             main_gpu: c.main_gpu,
             tensor_split: c.tensor_split,
             kv_type: match c.kv_type {
+                quern_llama::KvType::F32 => KvType::F32,
                 quern_llama::KvType::F16 => KvType::F16,
                 quern_llama::KvType::Q8_0 => KvType::Q8,
                 quern_llama::KvType::Q4_0 => KvType::Q4,
@@ -74,11 +75,7 @@ impl Llama {
             },
             main_gpu: self.main_gpu,
             tensor_split: self.tensor_split.clone(),
-            kv_type: match self.kv_type {
-                KvType::F16 => quern_llama::KvType::F16,
-                KvType::Q8 => quern_llama::KvType::Q8_0,
-                KvType::Q4 => quern_llama::KvType::Q4_0,
-            },
+            kv_type: self.kv_type.to_engine(),
             flash_attention: match self.flash_attention {
                 FlashAttention::Auto => quern_llama::FlashAttention::Auto,
                 FlashAttention::On => quern_llama::FlashAttention::On,
@@ -87,6 +84,19 @@ impl Llama {
             mmap: self.mmap,
             mlock: self.mlock,
             repack: self.repack,
+        }
+    }
+}
+
+impl KvType {
+    /// As the engine takes it.
+    #[must_use]
+    pub fn to_engine(self) -> quern_llama::KvType {
+        match self {
+            KvType::F32 => quern_llama::KvType::F32,
+            KvType::F16 => quern_llama::KvType::F16,
+            KvType::Q8 => quern_llama::KvType::Q8_0,
+            KvType::Q4 => quern_llama::KvType::Q4_0,
         }
     }
 }

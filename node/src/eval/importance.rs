@@ -51,7 +51,7 @@ const MAX_OUTPUTS: u32 = 128;
 /// # Errors
 /// [`EvalError`].
 pub fn importance(args: &ImportanceArgs) -> Result<(), EvalError> {
-    let machine = Machine { threads: args.threads, gpu_layers: args.gpu_layers };
+    let machine = Machine { threads: args.threads, gpu_layers: args.gpu_layers, ..Machine::default() };
     let measured = of_model(&args.model, &args.text, (args.context, args.chunks), &machine)?;
     measured.write(&args.out)?;
     println!(

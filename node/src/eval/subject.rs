@@ -12,6 +12,7 @@ use quern_models::{cache_dir, resolve};
 use quern_text::{ChatTemplate, Special, TemplateError, Tokenizer};
 
 use super::EvalError;
+use crate::config::KvType;
 use crate::serving::{LabelTask, TEXT, Wording};
 
 /// The adapter's number in an engine.
@@ -47,12 +48,19 @@ pub(crate) struct Needs {
 }
 
 /// What can be chosen about the machine.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Machine {
     /// 0 is one a core.
     pub(crate) threads: u32,
     /// All without it.
     pub(crate) gpu_layers: Option<u32>,
+    pub(crate) kv_type: KvType,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Machine { threads: 0, gpu_layers: None, kv_type: KvType::F16 }
+    }
 }
 
 impl Subject {
@@ -103,6 +111,7 @@ impl Subject {
             threads: machine.threads,
             threads_prefill: machine.threads,
             gpu_layers: machine.gpu_layers,
+            kv_type: machine.kv_type.to_engine(),
             ..LlamaConfig::default()
         };
         let mut engine = LlamaEngine::load(&self.path, &config, &mut |_| true)?;

@@ -54,7 +54,7 @@ async fn labels_score_what_their_tokens_do() {
     );
     let config = file(dir.path(), "quern.toml", &config);
     let engine = ["--kv-capacity", "512", "--max-sequences", "5", "--threads", "1", "--threads-prefill", "1"];
-    let node = Node::start("llama", &[engine.as_slice(), &["--config", &config]].concat());
+    let node = Node::start("llama", &[&engine[..], &["--kv-type", "f32", "--config", &config]].concat());
 
     let texts = ["move my money", "what do i owe", "x"];
     let ask = |input: Value| json!({"model": "intents", "input": input});
@@ -70,7 +70,7 @@ async fn labels_score_what_their_tokens_do() {
         let total: f64 = scores.iter().map(|score| score.exp()).sum();
         for (found, score) in probs(object).into_iter().zip(&scores) {
             let wanted = score.exp() / total;
-            assert!((found - wanted).abs() < 2e-3, "{text}: {object} is not {scores:?}");
+            assert!((found - wanted).abs() < 2e-4, "{text}: {object} is not {scores:?}");
         }
     }
 }
@@ -83,10 +83,14 @@ fn judged(model: &Path, texts: &[&str], labels: &str, end_token: Option<bool>) -
     let rows = file(dir, "rows.csv", &format!("text,label\n{rows}"));
     let said = dir.join("said.csv");
     let [model, said] = [model, &said].map(|path| path.to_str().unwrap());
-    let args = ["eval", model, "--csv", &rows, "--labels", labels, "--system", SYSTEM, "--threads", "1"];
+    let args = ["eval", model, "--csv", &rows, "--labels", labels, "--system", SYSTEM];
+    // ggml's fused attention rounds steps of 64 rows and more otherwise than smaller ones, by 5e-3 of a
+    // probability where keys and values are 16-bit.
+    let engine = ["--threads", "1", "--kv-type", "f32"];
     let end_token = end_token.map(|end_token| ["--end-token".to_owned(), end_token.to_string()]);
     let end_token: Vec<&str> = end_token.iter().flatten().map(String::as_str).collect();
-    let (code, _, errors) = told(&quern(&[&args[..], &["--predictions", said], &end_token].concat()));
+    let (code, _, errors) =
+        told(&quern(&[&args[..], &engine, &["--predictions", said], &end_token].concat()));
     assert_eq!(code, 0, "{errors}");
     let said = std::fs::read_to_string(said).unwrap();
     let probs = |line: &str| line.split(',').skip(3).map(|prob| prob.parse().unwrap()).collect();
@@ -116,7 +120,8 @@ async fn labels_are_as_likely_when_judged_as_when_served() {
         files.push(labels);
     }
     let config = file(dir.path(), "quern.toml", &config);
-    let node = Node::serve(&model, "llama", &["--kv-capacity", "512", "--threads", "1", "--config", &config]);
+    let engine = ["--kv-capacity", "512", "--threads", "1", "--kv-type", "f32"];
+    let node = Node::serve(&model, "llama", &[&engine[..], &["--config", &config]].concat());
 
     let texts = ["move my money", "what do i owe", "x"];
     let mut all = Vec::new();
@@ -126,8 +131,7 @@ async fn labels_are_as_likely_when_judged_as_when_served() {
         let judged = judged(&model, &texts, labels, end_token);
         for (served, judged) in served.zip(&judged) {
             assert_eq!(served.len(), judged.len());
-            // Batches of other shapes round otherwise: 2e-3 was seen.
-            let close = |(one, other): (&f64, &f64)| (one - other).abs() < 6e-3;
+            let close = |(one, other): (&f64, &f64)| (one - other).abs() < 2e-4;
             assert!(served.iter().zip(judged).all(close), "{name}: {served:?} is not {judged:?}");
         }
         all.push(judged);

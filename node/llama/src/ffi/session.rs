@@ -78,6 +78,7 @@ impl Session {
         let state = Box::new(TapState { wanted: false, ends: false, hidden_size, rows, inputs: None });
         let tap = Tap(NonNull::from(Box::leak(state)));
         let kv_type = match config.kv_type {
+            KvType::F32 => sys::GGML_TYPE_F32,
             KvType::F16 => sys::GGML_TYPE_F16,
             KvType::Q8_0 => sys::GGML_TYPE_Q8_0,
             KvType::Q4_0 => sys::GGML_TYPE_Q4_0,
