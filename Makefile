@@ -16,8 +16,10 @@ help:            ## Show these lines
 deps:            ## Install what the system lacks (apt), and check for Rust
 	@.ci/deps
 
+# Examples bring in what tests ask of the crates below: without them, tests would
+# have most of those crates built a second time.
 build: deps      ## Build target/release/quern and quern-bench
-	cargo build --release --workspace --bins
+	cargo build --release --workspace --bins --examples
 
 guests: deps     ## Build the policies for WebAssembly: target/guests/NAME.wasm
 	@extensions/build-guests
