@@ -49,11 +49,14 @@ fn more_adapters_than_there_is_room_for_take_turns() {
 
 #[test]
 fn rare_adapters_that_come_one_after_another_do_not_keep_others_from_their_turns() {
-    let mut bench = Bench::new(FakeConfig::default(), room_for(2));
+    let config = room_for(2);
+    let mut bench = Bench::new(FakeConfig::default(), config.clone());
     let long = [ONE, TWO].map(|id| bench.ask_with(id, &prompt(id.0, 20), 40));
     let rare: Vec<Stream> = (0..32)
         .map(|n| {
-            let stream = bench.ask_with(AdapterId(100 + n), &prompt(n, 8), 1);
+            let id = AdapterId(100 + n);
+            offer(&config.adapters, id, Content::default());
+            let stream = bench.ask_with(id, &prompt(n, 8), 1);
             bench.turn();
             stream
         })
