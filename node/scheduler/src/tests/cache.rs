@@ -132,3 +132,52 @@ fn the_least_recently_used_tail_goes_first_and_the_shared_beginning_stays() {
     };
     assert_eq!((held(1), held(2)), (14, 20));
 }
+
+/// A prompt of ten tokens of one kind and five of another, from its start to its end.
+fn run(pair: &mut Pair, beginning: u32, end: u32) {
+    pair.open(AdapterId::BASE, &[[beginning; 10].as_slice(), &[end; 5]].concat());
+    pair.release(0, true);
+}
+
+fn cached(pair: &Pair, beginning: u32) -> usize {
+    pair.cache.find(AdapterId::BASE, &[beginning; 10]).map_or(0, |found| found.len)
+}
+
+#[test]
+fn beginnings_that_were_reused_outlive_prompts_that_were_not() {
+    // Once tokens are what there is too little of, once slots.
+    for (capacity, max_sequences) in [(60, 8), (400, 5)] {
+        let mut pair = Pair::new(Bench::tiny(capacity, max_sequences));
+        run(&mut pair, 7, 1);
+        run(&mut pair, 7, 2);
+        for other in 20..30 {
+            run(&mut pair, other, 3);
+        }
+        assert_eq!((cached(&pair, 7), cached(&pair, 20), cached(&pair, 29)), (10, 0, 10), "{capacity}");
+    }
+}
+
+#[test]
+fn beginnings_that_are_not_reused_any_more_make_room_for_those_that_are() {
+    for (capacity, max_sequences) in [(60, 8), (400, 5)] {
+        let mut pair = Pair::new(Bench::tiny(capacity, max_sequences));
+        for beginning in 20..30 {
+            run(&mut pair, beginning, 1);
+            run(&mut pair, beginning, 2);
+        }
+        assert_eq!((cached(&pair, 20), cached(&pair, 28), cached(&pair, 29)), (0, 10, 10), "{capacity}");
+    }
+}
+
+#[test]
+fn those_who_share_a_beginning_at_the_same_time_do_not_reuse_it() {
+    let mut pair = Pair::new(Bench::tiny(60, 8));
+    pair.open(AdapterId::BASE, &[[7; 10].as_slice(), &[1; 5]].concat());
+    pair.open(AdapterId::BASE, &[[7; 10].as_slice(), &[2; 5]].concat());
+    pair.release(0, true);
+    pair.release(0, true);
+    for other in 20..30 {
+        run(&mut pair, other, 3);
+    }
+    assert_eq!(cached(&pair, 7), 0);
+}
