@@ -6,7 +6,8 @@
 #                                          (default: quantum-1 quantum-4 quantum-16 quantum-64 workers-2)
 #
 # `quantum-N` serves an adapter for N steps in a row while others have work; `workers-N` has N contexts on one model,
-# with a part of the threads each and the default quantum. By environment, beside what ../node.sh names:
+# with a part of the threads each and the default quantum; `sequences-N` lets the engine hold N sequences, cached ones
+# among them, `cached-N` so many tokens that nobody is at work on. By environment, beside what ../node.sh names:
 #   ADAPTER      the adapter that all names stand for      (required)
 #   CSV          columns text,label                        (required)
 #   ROUNDS       turns of each                             (default: 2)
@@ -31,6 +32,8 @@ start_way() { # way
     cp "$work/adapters.toml" "$work/node.toml"
     case $1 in
     quantum-*) printf '[adapters]\nquantum = %s\n' "${1#*-}" >>"$work/node.toml" ;;
+    sequences-*) printf '[engine.llama]\nmax_sequences = %s\n' "${1#*-}" >>"$work/node.toml" ;;
+    cached-*) printf '[scheduler]\nmax_cached = %s\n' "${1#*-}" >>"$work/node.toml" ;;
     workers-*)
         printf '[workers]\nstart = %s\nmax = %s\n' "${1#*-}" "${1#*-}" >>"$work/node.toml"
         threads=$((all_threads / ${1#*-} > 0 ? all_threads / ${1#*-} : 1))
