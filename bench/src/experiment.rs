@@ -16,6 +16,7 @@ mod kv_cache;
 mod lab;
 mod load;
 mod lora;
+mod model_files;
 mod policies;
 mod profile;
 mod pruning;

@@ -25,6 +25,7 @@ pub mod objective;
 pub mod output;
 pub mod plot;
 pub mod prefixes;
+pub mod prices;
 pub mod process;
 pub mod progress;
 pub mod prompts;

@@ -108,7 +108,7 @@ fn csv_text(heading: &Heading, sheet: &Sheet) -> anyhow::Result<String> {
         writeln!(head, "# {id}: {label}")?;
     }
     writeln!(head, "# round: from 0; settings of one round were measured one after the other")?;
-    for column in sheet.columns {
+    for column in &sheet.columns {
         writeln!(head, "# {}: {}", column.id, column.about)?;
     }
     writeln!(head, "# failed: why the setting gave no figures")?;
