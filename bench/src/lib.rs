@@ -3,7 +3,7 @@
 //! The crate speaks HTTP and reads files; it knows no engine, and nothing of any server beyond its public
 //! endpoints. The exception is `experiment` with `node`: it starts Quern with the settings that it compares. A run goes
 //! `workload` + `prompts` → `run` → `drive` (with `arrivals`) or `long_prompt` → `request` → `client` → `check` →
-//! `summary` → `output`; `results` reads what a run left.
+//! `summary` → `output`; `results` reads what a run left, and `report` shows it.
 
 mod answer;
 pub mod arrivals;
@@ -13,6 +13,7 @@ pub mod client;
 pub mod cold_start;
 pub mod drive;
 pub mod experiment;
+pub mod found;
 pub mod gpu;
 pub mod http;
 pub mod kv_size;

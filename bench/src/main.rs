@@ -17,7 +17,7 @@ use quern_bench::kv_size::KvShape;
 use quern_bench::lengths::Lengths;
 use quern_bench::machine::{Machine, command_for_readers, now_utc};
 use quern_bench::output::{FolderSink, NoSink, RunHeader, table, write_summary};
-use quern_bench::report::write_report;
+use quern_bench::report::{ReportArgs, write_report};
 use quern_bench::results::FORMAT;
 use quern_bench::run::{RunPlan, Sink, run};
 use quern_bench::workload::{Amount, Load, Workload, builtin_names};
@@ -48,11 +48,8 @@ enum Task {
         #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096, 16_384, 65_536])]
         tokens: Vec<u64>,
     },
-    /// Collects the runs of a folder into one Markdown file.
-    Report {
-        /// The folder whose subfolders hold runs.
-        folder: PathBuf,
-    },
+    /// Turns the results of a folder into one HTML page that needs nothing beside it, and into Markdown.
+    Report(ReportArgs),
     /// Names the workloads that are part of this program.
     List,
 }
@@ -178,9 +175,10 @@ fn main() -> ExitCode {
         Task::KvSize { model, tokens } => KvShape::read(&model)
             .map_err(|error| Trouble::Failed(anyhow::Error::msg(error.to_string())))
             .map(|shape| print!("{}", shape.table(&tokens))),
-        Task::Report { folder } => write_report(&folder).map_err(Trouble::from).map(|path| {
-            println!("{}", path.display());
-        }),
+        // A file's error says its cause itself.
+        Task::Report(args) => write_report(&args)
+            .map_err(|error| Trouble::Failed(anyhow::Error::msg(error.to_string())))
+            .map(|paths| paths.iter().for_each(|path| println!("{}", path.display()))),
         Task::List => {
             println!("{}", builtin_names().join("\n"));
             Ok(())
