@@ -5,6 +5,7 @@
 //! `workload` + `prompts` → `run` → `drive` (with `arrivals`) or `long_prompt` → `request` → `client` → `check` →
 //! `summary` → `output`; `results` reads what a run left, and `report` shows it.
 
+pub mod advise;
 mod answer;
 pub mod arrivals;
 pub mod ceilings;
@@ -24,6 +25,7 @@ pub mod mix;
 pub mod node;
 pub mod objective;
 pub mod output;
+pub mod plan;
 pub mod plot;
 pub mod prefixes;
 pub mod prices;

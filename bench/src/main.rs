@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
 
+use quern_bench::advise::{AdviseArgs, AdviseError, advise};
 use quern_bench::check::Check;
 use quern_bench::client::{Client, Server, check_url};
 use quern_bench::cold_start::ColdStart;
@@ -17,6 +18,7 @@ use quern_bench::kv_size::KvShape;
 use quern_bench::lengths::Lengths;
 use quern_bench::machine::{Machine, command_for_readers, now_utc};
 use quern_bench::output::{FolderSink, NoSink, RunHeader, table, write_summary};
+use quern_bench::plan::{PlanArgs, PlanError, plan};
 use quern_bench::report::{ReportArgs, write_report};
 use quern_bench::results::FORMAT;
 use quern_bench::run::{RunPlan, Sink, run};
@@ -50,6 +52,11 @@ enum Task {
     },
     /// Turns the results of a folder into one HTML page that needs nothing beside it, and into Markdown.
     Report(ReportArgs),
+    /// Says how many of which machine carry a rate within a latency, and what that costs, from results and prices.
+    Plan(PlanArgs),
+    /// Says which format, cache, batching, speculation and way of serving adapters to use, each with the measurement
+    /// behind it.
+    Advise(AdviseArgs),
     /// Names the workloads that are part of this program.
     List,
 }
@@ -179,6 +186,18 @@ fn main() -> ExitCode {
         Task::Report(args) => write_report(&args)
             .map_err(|error| Trouble::Failed(anyhow::Error::msg(error.to_string())))
             .map(|paths| paths.iter().for_each(|path| println!("{}", path.display()))),
+        Task::Plan(args) => {
+            plan(&args, &command_line()).map(|text| println!("{text}")).map_err(|error| match error {
+                PlanError::Usage(message) => Trouble::Usage(message),
+                error => Trouble::Failed(anyhow::Error::msg(error.to_string())),
+            })
+        }
+        Task::Advise(args) => {
+            advise(&args, &command_line()).map(|text| println!("{text}")).map_err(|error| match error {
+                AdviseError::Usage(message) => Trouble::Usage(message),
+                AdviseError::Failed(error) => Trouble::Failed(error),
+            })
+        }
         Task::List => {
             println!("{}", builtin_names().join("\n"));
             Ok(())
