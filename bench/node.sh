@@ -48,12 +48,18 @@ wait_ready() { # address, pid, log
     exit 1
 }
 
-start_node() { # name of its log, further switches; serves $model with the settings of $work/node.toml
+node_command=()
+name_node_command() { # further switches; the command serves $model with the settings of $work/node.toml
+    node_command=("$quern" serve --config "$work/node.toml" --model "$model" --listen "127.0.0.1:$port"
+        --admin-listen "127.0.0.1:$((port + 1))" --threads "$threads" --threads-prefill "$threads"
+        --max-running "$slots" --kv-capacity "$ctx" "$@")
+}
+
+start_node() { # name of its log, further switches
     local log=$work/$1.log
     shift
-    "$quern" serve --config "$work/node.toml" --model "$model" --listen "127.0.0.1:$port" \
-        --admin-listen "127.0.0.1:$((port + 1))" --threads "$threads" --threads-prefill "$threads" \
-        --max-running "$slots" --kv-capacity "$ctx" "$@" >"$log" 2>&1 &
+    name_node_command "$@"
+    "${node_command[@]}" >"$log" 2>&1 &
     node_pid=$!
     wait_ready "$admin/ready" "$node_pid" "$log"
 }

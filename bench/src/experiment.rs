@@ -3,7 +3,7 @@
 //! This is the one part of the program that knows Quern's command line: an experiment starts nodes with the settings
 //! it compares (`node.rs`), asks them through the same client as any load, and has the node's other commands make and
 //! judge files. Each experiment is one file here, a function from a [`Lab`] to [`Findings`]; `sheet.rs` holds
-//! figures, `section.rs` writes what is left behind, `chart.rs` draws.
+//! figures, `section.rs` writes what is left behind and `reading.rs` reads it, `chart.rs` draws.
 
 mod arrivals;
 mod attention;
@@ -16,12 +16,14 @@ mod kv_cache;
 mod lab;
 mod load;
 mod lora;
+mod model_files;
 mod policies;
 mod profile;
 mod pruning;
 mod quality;
 mod quantization;
-mod section;
+pub mod reading;
+pub(crate) mod section;
 mod sheet;
 mod speculative;
 mod speed;
@@ -70,6 +72,21 @@ pub enum Experiment {
     /// The model without its smallest weights, by share: quality and speed.
     Pruning(Asked<pruning::PruningArgs>),
 }
+
+/// The experiments' names, which are also their folders'.
+pub const NAMES: [&str; 11] = [
+    profile::ABOUT.name,
+    quantization::ABOUT.name,
+    pruning::ABOUT.name,
+    batching::ABOUT.name,
+    kv_cache::ABOUT.name,
+    attention::ABOUT.name,
+    lora::ABOUT.name,
+    speculative::ABOUT.name,
+    distillation::ABOUT.name,
+    hardware::ABOUT.name,
+    policies::ABOUT.name,
+];
 
 /// An experiment's own flags, and those of all.
 #[derive(Debug, Args)]
@@ -254,4 +271,19 @@ fn notes(wish: &Wish) -> Vec<String> {
         notes.push("quick: few rounds, short texts and few rows; good for a first look only".to_owned());
     }
     notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_experiment_is_named() {
+        let command = ExperimentArgs::augment_args(clap::Command::new("experiment"));
+        let mut commands: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+        let mut names = NAMES.to_vec();
+        commands.sort_unstable();
+        names.sort_unstable();
+        assert_eq!(commands, names);
+    }
 }

@@ -3,8 +3,9 @@
 //! The crate speaks HTTP and reads files; it knows no engine, and nothing of any server beyond its public
 //! endpoints. The exception is `experiment` with `node`: it starts Quern with the settings that it compares. A run goes
 //! `workload` + `prompts` → `run` → `drive` (with `arrivals`) or `long_prompt` → `request` → `client` → `check` →
-//! `summary` → `output`; `results` reads what a run left.
+//! `summary` → `output`; `results` reads what a run left, and `report` shows it.
 
+pub mod advise;
 mod answer;
 pub mod arrivals;
 pub mod ceilings;
@@ -13,6 +14,7 @@ pub mod client;
 pub mod cold_start;
 pub mod drive;
 pub mod experiment;
+pub mod found;
 pub mod gpu;
 pub mod http;
 pub mod kv_size;
@@ -23,8 +25,10 @@ pub mod mix;
 pub mod node;
 pub mod objective;
 pub mod output;
+pub mod plan;
 pub mod plot;
 pub mod prefixes;
+pub mod prices;
 pub mod process;
 pub mod progress;
 pub mod prompts;

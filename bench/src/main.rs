@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
 
+use quern_bench::advise::{AdviseArgs, AdviseError, advise};
 use quern_bench::check::Check;
 use quern_bench::client::{Client, Server, check_url};
 use quern_bench::cold_start::ColdStart;
@@ -17,7 +18,8 @@ use quern_bench::kv_size::KvShape;
 use quern_bench::lengths::Lengths;
 use quern_bench::machine::{Machine, command_for_readers, now_utc};
 use quern_bench::output::{FolderSink, NoSink, RunHeader, table, write_summary};
-use quern_bench::report::write_report;
+use quern_bench::plan::{PlanArgs, PlanError, plan};
+use quern_bench::report::{ReportArgs, write_report};
 use quern_bench::results::FORMAT;
 use quern_bench::run::{RunPlan, Sink, run};
 use quern_bench::workload::{Amount, Load, Workload, builtin_names};
@@ -48,11 +50,13 @@ enum Task {
         #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096, 16_384, 65_536])]
         tokens: Vec<u64>,
     },
-    /// Collects the runs of a folder into one Markdown file.
-    Report {
-        /// The folder whose subfolders hold runs.
-        folder: PathBuf,
-    },
+    /// Turns the results of a folder into one HTML page that needs nothing beside it, and into Markdown.
+    Report(ReportArgs),
+    /// Says how many of which machine carry a rate within a latency, and what that costs, from results and prices.
+    Plan(PlanArgs),
+    /// Says which format, cache, batching, speculation and way of serving adapters to use, each with the measurement
+    /// behind it.
+    Advise(AdviseArgs),
     /// Names the workloads that are part of this program.
     List,
 }
@@ -178,9 +182,22 @@ fn main() -> ExitCode {
         Task::KvSize { model, tokens } => KvShape::read(&model)
             .map_err(|error| Trouble::Failed(anyhow::Error::msg(error.to_string())))
             .map(|shape| print!("{}", shape.table(&tokens))),
-        Task::Report { folder } => write_report(&folder).map_err(Trouble::from).map(|path| {
-            println!("{}", path.display());
-        }),
+        // A file's error says its cause itself.
+        Task::Report(args) => write_report(&args)
+            .map_err(|error| Trouble::Failed(anyhow::Error::msg(error.to_string())))
+            .map(|paths| paths.iter().for_each(|path| println!("{}", path.display()))),
+        Task::Plan(args) => {
+            plan(&args, &command_line()).map(|text| println!("{text}")).map_err(|error| match error {
+                PlanError::Usage(message) => Trouble::Usage(message),
+                error => Trouble::Failed(anyhow::Error::msg(error.to_string())),
+            })
+        }
+        Task::Advise(args) => {
+            advise(&args, &command_line()).map(|text| println!("{text}")).map_err(|error| match error {
+                AdviseError::Usage(message) => Trouble::Usage(message),
+                AdviseError::Failed(error) => Trouble::Failed(error),
+            })
+        }
         Task::List => {
             println!("{}", builtin_names().join("\n"));
             Ok(())

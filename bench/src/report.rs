@@ -1,78 +1,118 @@
-//! Collects the runs of a folder into one Markdown file.
+//! `quern-bench report`: turns results into one Markdown file and one HTML page that needs nothing beside it.
+//!
+//! `section.rs` reads what each folder holds, `markdown.rs` and `page.rs` write. Results come from files that anybody
+//! may have written: the page escapes all text of theirs, shows plots as images, which run no script, and forbids the
+//! browser to load anything.
 
-use std::fmt::Write as _;
+mod markdown;
+mod page;
+mod section;
+
 use std::path::{Path, PathBuf};
 
-use crate::output::{PLOT_FILE, RESULTS_FILE, TABLE_FILE};
-use crate::results;
+use clap::Args;
+use serde::Serialize;
+use thiserror::Error;
 
-/// The collected report.
-pub const REPORT_FILE: &str = "REPORT.md";
+use crate::experiment;
+use crate::experiment::reading::ReadingError;
+use crate::found;
+use crate::machine::now_utc;
+use crate::results::ResultsError;
+use section::Section;
 
-/// Writes the report of all runs below `folder` (one level down, or the folder itself) and returns its path.
+/// The Markdown file.
+pub const MARKDOWN_FILE: &str = "REPORT.md";
+/// The HTML page.
+pub const PAGE_FILE: &str = "report.html";
+
+/// `quern-bench report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// The folder with results, in itself or in folders below it. REPORT.md and report.html are written into it.
+    pub folder: PathBuf,
+    /// Title of the report; the folder's name without it.
+    #[arg(long, value_name = "TEXT")]
+    pub title: Option<String>,
+}
+
+/// Why there is no report.
+#[derive(Debug, Error)]
+pub enum ReportError {
+    /// A file or folder cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// There is nothing to report.
+    #[error("{}: no results here or up to three folders below: make them with `run --out` or `experiment`", path.display())]
+    Empty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A run's results are of another version, or broken.
+    #[error(transparent)]
+    Run(#[from] ResultsError),
+    /// An experiment's results are of another version, or broken.
+    #[error(transparent)]
+    Experiment(#[from] ReadingError),
+    /// The page's template does not fit what is filled into it.
+    #[error("the page cannot be made: {0}")]
+    Page(#[from] minijinja::Error),
+}
+
+/// What a report says.
+#[derive(Debug, Serialize)]
+struct Report {
+    title: String,
+    /// When it was made, UTC.
+    made: String,
+    /// This program's version.
+    version: String,
+    sections: Vec<Section>,
+    /// Experiments of this program that have no results here.
+    absent: Vec<&'static str>,
+}
+
+/// Writes both files and returns their paths.
 ///
 /// # Errors
-/// When the folder cannot be read or holds no run, or when results in it are of a later version of this program.
-pub fn write_report(folder: &Path) -> anyhow::Result<PathBuf> {
-    let mut runs: Vec<PathBuf> = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.join(TABLE_FILE).is_file() {
-            runs.push(path);
-        }
+/// When the folder cannot be read or holds no results, when results in it are of a later version of this program, or
+/// when the files cannot be written. Nothing is written then.
+pub fn write_report(args: &ReportArgs) -> Result<[PathBuf; 2], ReportError> {
+    let report = read(args, now_utc())?;
+    let texts = [(MARKDOWN_FILE, markdown::text(&report)), (PAGE_FILE, page::text(&report)?)];
+    let mut paths = Vec::new();
+    for (name, text) in texts {
+        let path = args.folder.join(name);
+        std::fs::write(&path, text).map_err(|source| ReportError::File { path: path.clone(), source })?;
+        paths.push(path);
     }
-    if folder.join(TABLE_FILE).is_file() {
-        runs.push(folder.to_owned());
+    Ok(paths.try_into().expect("there are two files"))
+}
+
+fn read(args: &ReportArgs, made: String) -> Result<Report, ReportError> {
+    let folder = &args.folder;
+    let found = found::below(folder);
+    let found = found.map_err(|source| ReportError::File { path: folder.clone(), source })?;
+    if found.is_empty() {
+        return Err(ReportError::Empty { path: folder.clone() });
     }
-    anyhow::ensure!(!runs.is_empty(), "{}: no run here (no {TABLE_FILE} one level down)", folder.display());
-    runs.sort();
-    let mut text = String::from("# Runs of this folder\n\n");
-    let mut body = String::new();
-    for run in &runs {
-        let name = run.strip_prefix(folder).ok().and_then(Path::to_str).filter(|name| !name.is_empty());
-        let place = name.unwrap_or(".");
-        let table = std::fs::read_to_string(run.join(TABLE_FILE))?;
-        let title = table.lines().find_map(|line| line.strip_prefix("# ")).unwrap_or(place);
-        writeln!(text, "- [{title}]({place}/{TABLE_FILE})")?;
-        let results_file = run.join(RESULTS_FILE);
-        // A folder may hold its table alone: results of many requests are large.
-        let results = results_file.is_file().then(|| results::read(&results_file)).transpose()?;
-        // Headings go one level down: the report has the only heading of the first level.
-        for line in table.lines() {
-            let deeper = if line.starts_with('#') { "#" } else { "" };
-            writeln!(body, "{deeper}{line}")?;
-        }
-        if let Some(converted) = results.and_then(|results| results.converted) {
-            writeln!(body, "\nThe results beside this table were {converted}.")?;
-        }
-        if run.join(PLOT_FILE).is_file() {
-            writeln!(body, "\n![{title}]({place}/{PLOT_FILE})")?;
-        }
-        body.push('\n');
-    }
-    writeln!(text, "\n{body}")?;
-    let path = folder.join(REPORT_FILE);
-    std::fs::write(&path, text)?;
-    Ok(path)
+    let sections: Vec<Section> = found.iter().map(Section::read).collect::<Result<_, _>>()?;
+    let is_absent = |name: &&str| sections.iter().all(|section| section.experiment.as_deref() != Some(*name));
+    let absent = experiment::NAMES.iter().copied().filter(is_absent).collect();
+    let title = args.title.clone().unwrap_or_else(|| format!("Results: {}", name_of(folder)));
+    Ok(Report { title, made, version: env!("CARGO_PKG_VERSION").to_owned(), sections, absent })
+}
+
+/// A folder's name, also where it is named `.`.
+fn name_of(folder: &Path) -> String {
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_are_collected_in_order_and_an_empty_folder_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(write_report(folder.path()).unwrap_err().to_string().contains("no run here"));
-        for name in ["b", "a"] {
-            let run = folder.path().join(name);
-            std::fs::create_dir(&run).unwrap();
-            std::fs::write(run.join(TABLE_FILE), format!("# Run {name}\n\n## 1 client\n")).unwrap();
-        }
-        std::fs::write(folder.path().join("a").join(PLOT_FILE), "<svg/>").unwrap();
-        let text = std::fs::read_to_string(write_report(folder.path()).unwrap()).unwrap();
-        let (a, b) = (text.find("## Run a").unwrap(), text.find("## Run b").unwrap());
-        assert!(a < b && text.contains("### 1 client") && text.contains("![Run a](a/plot.svg)"), "{text}");
-        assert!(!text.contains("b/plot.svg"));
-    }
-}
+mod tests;

@@ -262,7 +262,8 @@ pub fn servers(phases: &[PhaseSummary]) -> Vec<&str> {
     first_seen(phases.iter().map(|phase| phase.server.as_str()))
 }
 
-fn first_seen<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+/// Each name once, in the order in which they come.
+pub(crate) fn first_seen<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut seen = Vec::new();
     for name in names {
         if !seen.contains(&name) {

@@ -4,7 +4,6 @@
 //! form batches of requests: nobody passes while a batch is under way. Their node still drops a sequence from its
 //! steps as soon as it has ended, which a server that pads its batches would not, so both are shown at their best.
 
-use std::cell::RefCell;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use super::About;
 use super::arrivals::poisson_times;
 use super::chart::{Panel, Span};
 use super::lab::{Lab, Served};
-use super::load::{Ask, quantile, send, total_ms, ttft_ms};
+use super::load::{Ask, closed_loop, quantile, send, total_ms, ttft_ms, wall_s};
 use super::section::Findings;
 use super::sheet::{Column, Sheet, less, more, told};
 use super::texts;
@@ -202,23 +201,10 @@ fn measure_scale(lab: &Lab, served: &Served, args: &BatchingArgs) -> anyhow::Res
     lab.ask(served, &[short()])?;
     let alone = [lab.ask(served, &[short()])?, lab.ask(served, &[short()])?];
     let alone: Vec<f64> = alone.iter().flatten().map(total_ms).collect();
-    let requests_per_s = lab.wait(async {
-        let num_requests = args.batch_size as usize * 3;
-        let asks: Vec<Ask> = (0..num_requests).map(|idx| ask_of(lab, args, idx as u64)).collect();
-        let next = RefCell::new(asks.iter());
-        let begun = Instant::now();
-        let client = || async {
-            loop {
-                let Some(ask) = next.borrow_mut().next() else { return anyhow::Ok(()) };
-                send(lab.client(), &served.server, ask, Instant::now()).await?;
-            }
-        };
-        let mut clients: FuturesUnordered<_> = (0..args.batch_size).map(|_| client()).collect();
-        while let Some(ended) = clients.next().await {
-            ended?;
-        }
-        Ok(num_requests as f64 / begun.elapsed().as_secs_f64())
-    })?;
+    let num_clients = args.batch_size as usize;
+    let asks: Vec<Ask> = (0..num_clients * 3).map(|idx| ask_of(lab, args, idx as u64)).collect();
+    let replies = lab.wait(closed_loop(lab.client(), &served.server, &asks, num_clients))?;
+    let requests_per_s = replies.len() as f64 / wall_s(&replies).unwrap_or(f64::NAN);
     Ok(Scale { requests_per_s, short_alone_ms: quantile(&alone, 0.0).unwrap_or(f64::NAN) })
 }
 
@@ -333,9 +319,7 @@ fn figures(ended: &[Ended], scale: Scale, offered: f64) -> Vec<(&'static str, Op
     };
     let total = |reply: &Reply| Some(total_ms(reply));
     let (short, short_ttft, long) = (of(false, total), of(false, ttft_ms), of(true, total));
-    let begin = ended.iter().map(|one| one.reply.intended).min();
-    let end = ended.iter().map(|one| one.reply.ended).max();
-    let wall_s = begin.zip(end).map_or(f64::NAN, |(begin, end)| end.duration_since(begin).as_secs_f64());
+    let wall_s = wall_s(ended.iter().map(|one| &one.reply)).unwrap_or(f64::NAN);
     let tokens: u64 = ended.iter().map(|one| one.reply.num_tokens()).sum();
     vec![
         ("short_p50_ms", quantile(&short, 0.5)),

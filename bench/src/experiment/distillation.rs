@@ -10,8 +10,8 @@ use super::About;
 use super::chart::Panel;
 use super::lab::Lab;
 use super::load::Ask;
+use super::model_files::{FILE, size_mib};
 use super::quality::{self, ACCURACY, MACRO_F1, NUM_ROWS};
-use super::quantization::FILE;
 use super::section::Findings;
 use super::sheet::{Column, Sheet, more};
 use super::speed::{ANONYMOUS, RESIDENT};
@@ -71,8 +71,7 @@ pub(super) fn distillation(lab: &Lab, args: &DistillationArgs) -> anyhow::Result
             if *model == args.teacher {
                 std::fs::write(&taught, taught_rows(lab, model)?)?;
             }
-            let size_mib = std::fs::metadata(model)?.len() as f64 / 1024.0 / 1024.0;
-            sheet.add(name, 0.0, 0, [(FILE.id, Some(size_mib))]);
+            sheet.add(name, 0.0, 0, [(FILE.id, Some(size_mib(model)?))]);
             sheet.add(name, 0.0, 0, quality::accuracy(lab, model, None)?);
             let agreed = quality::accuracy_on(lab, model, None, (&taught, Some(&all_labels)))?;
             let agreed = agreed.into_iter().find_map(|(id, value)| value.filter(|_| id == ACCURACY.id));

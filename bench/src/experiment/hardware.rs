@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use serde::Deserialize;
-use tokio::time::Instant;
 
 use super::About;
 use super::chart::Panel;
 use super::distillation::{CLASSIFIER, classifier_config};
 use super::lab::{Lab, Served};
-use super::load::{Ask, send};
+use super::load::{Ask, closed_loop, quantile, total_ms, wall_s};
 use super::section::Findings;
 use super::sheet::{Column, Sheet, less, more, told};
 use super::speed::Figures;
 use super::texts;
 use crate::gpu::Gpu;
+use crate::prices::Prices;
+use crate::reply::Reply;
 
 /// See the module's text.
 pub(super) const ABOUT: About = About {
@@ -53,6 +53,14 @@ const COLUMNS: &[Column] = &[
         "texts/s",
         "texts per second that are classified by how likely the model is to answer with each label",
     ),
+    less(
+        "answer_p50_ms",
+        "answer p50 ms",
+        "milliseconds from sending a request to the end of its answer, median",
+    ),
+    less("answer_p95_ms", "answer p95 ms", "the same, 95th percentile; of few requests, nearly the longest"),
+    less("text_p50_ms", "text p50 ms", "milliseconds from sending a text to its label, median"),
+    less("text_p95_ms", "text p95 ms", "the same, 95th percentile; of few requests, nearly the longest"),
     told("cpu_percent", "CPU %", "processor time of the node while it answers, in per cent of all cores"),
     told("gpu_percent", "GPU %", "utilisation of the first GPU, as NVML says, mean over the run"),
     told("power_w", "power W", "power draw of the first GPU, as NVML says, mean over the run"),
@@ -71,19 +79,6 @@ const COLUMNS: &[Column] = &[
 /// Pause between two looks at the GPU.
 const GPU_PAUSE: Duration = Duration::from_millis(500);
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Prices {
-    machine: Vec<MachinePrice>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MachinePrice {
-    name: String,
-    usd_per_hour: f64,
-}
-
 pub(super) fn hardware(lab: &Lab, args: &HardwareArgs) -> anyhow::Result<Findings> {
     let clients = match (&args.clients[..], lab.wish.is_quick) {
         ([], true) => vec![1, 8, 16],
@@ -92,7 +87,7 @@ pub(super) fn hardware(lab: &Lab, args: &HardwareArgs) -> anyhow::Result<Finding
     };
     anyhow::ensure!(!clients.contains(&0), "--clients: every level must have a client");
     let usd_per_hour = args.prices.as_ref().zip(args.machine.as_ref());
-    let usd_per_hour = usd_per_hour.map(|(file, name)| price_of(&std::fs::read_to_string(file)?, name));
+    let usd_per_hour = usd_per_hour.map(|(file, name)| Prices::read(file)?.usd_per_hour(name));
     let usd_per_hour = usd_per_hour.transpose().context("--prices")?;
     let mut settings = vec![("defaults".to_owned(), Vec::new())];
     if !args.best.is_empty() {
@@ -122,7 +117,15 @@ pub(super) fn hardware(lab: &Lab, args: &HardwareArgs) -> anyhow::Result<Finding
         }
         Ok(())
     })?;
-    let lines = ["tokens_per_s", "texts_per_s", "cpu_percent", "gpu_percent", "usd_per_million_tokens"];
+    let lines = [
+        "tokens_per_s",
+        "texts_per_s",
+        "answer_p95_ms",
+        "text_p95_ms",
+        "cpu_percent",
+        "gpu_percent",
+        "usd_per_million_tokens",
+    ];
     let mut findings = Findings::new(sheet, lines.map(Panel::Lines).into());
     findings.method = vec![
         "A node for each setting in turn, closed loop: each client sends its next request when its last one ended. Answers \
@@ -144,29 +147,22 @@ pub(super) fn hardware(lab: &Lab, args: &HardwareArgs) -> anyhow::Result<Finding
     Ok(findings)
 }
 
-fn price_of(table: &str, name: &str) -> anyhow::Result<f64> {
-    let prices: Prices = toml::from_str(table)?;
-    let found = prices.machine.iter().find(|machine| machine.name == name);
-    let names = || prices.machine.iter().map(|machine| machine.name.as_str()).collect::<Vec<_>>().join(", ");
-    let found = found.with_context(|| format!("no machine {name:?}, only {}", names()))?;
-    anyhow::ensure!(found.usd_per_hour > 0.0, "{name}: usd_per_hour must be above 0");
-    Ok(found.usd_per_hour)
-}
-
 /// Writing: so many clients, each with a few answers.
 fn answer(lab: &Lab, served: &Served, clients: usize) -> anyhow::Result<Figures> {
     let (tokens, per_client) = if lab.wish.is_quick { (24, 1) } else { (96, 4) };
     let asks: Vec<Ask> =
         (0..clients * per_client).map(|_| Ask::chat(texts::task(lab.next_text()), tokens)).collect();
     let cpu_before = served.node.cpu_time();
-    let run = closed_loop(lab, served, &asks, clients)?;
+    let run = watched_loop(lab, served, &asks, clients)?;
     let cpu = served.node.cpu_time().zip(cpu_before).map(|(after, before)| (after - before).as_secs_f64());
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-    let seconds = run.took.as_secs_f64();
+    let num_tokens: u64 = run.replies.iter().map(Reply::num_tokens).sum();
     Ok(vec![
-        ("tokens_per_s", Some(run.num_tokens as f64 / seconds)),
-        ("requests_per_s", Some(asks.len() as f64 / seconds)),
-        ("cpu_percent", cpu.map(|cpu| cpu / seconds / cores * 100.0)),
+        ("tokens_per_s", Some(num_tokens as f64 / run.seconds)),
+        ("requests_per_s", Some(run.requests_per_s())),
+        ("answer_p50_ms", run.total_ms(0.5)),
+        ("answer_p95_ms", run.total_ms(0.95)),
+        ("cpu_percent", cpu.map(|cpu| cpu / run.seconds / cores * 100.0)),
         ("gpu_percent", mean(run.gpu.iter().map(|gpu| gpu.utilisation_percent))),
         ("power_w", mean(run.gpu.iter().filter_map(|gpu| gpu.power_w))),
     ])
@@ -182,28 +178,34 @@ fn classify(
     let first = lab.next_text() as usize;
     let rows = rows.iter().cycle().skip(first % rows.len()).take(clients * per_client);
     let asks: Vec<Ask> = rows.map(|(text, _)| Ask::label(text.clone()).of(CLASSIFIER)).collect();
-    let run = closed_loop(lab, served, &asks, clients)?;
-    Ok(vec![("texts_per_s", Some(asks.len() as f64 / run.took.as_secs_f64()))])
+    let run = watched_loop(lab, served, &asks, clients)?;
+    Ok(vec![
+        ("texts_per_s", Some(run.requests_per_s())),
+        ("text_p50_ms", run.total_ms(0.5)),
+        ("text_p95_ms", run.total_ms(0.95)),
+    ])
 }
 
 /// What a closed loop gave.
 struct Run {
-    took: Duration,
-    num_tokens: u64,
+    replies: Vec<Reply>,
+    seconds: f64,
     gpu: Vec<Gpu>,
 }
 
-/// Each client takes the next request when its last one ended. The GPU is looked at meanwhile, where there is one.
-fn closed_loop(lab: &Lab, served: &Served, asks: &[Ask], clients: usize) -> anyhow::Result<Run> {
-    let next = std::cell::RefCell::new(asks.iter());
-    let begun = Instant::now();
-    let client = || async {
-        let mut num_tokens = 0;
-        loop {
-            let Some(ask) = next.borrow_mut().next() else { return anyhow::Ok(num_tokens) };
-            num_tokens += send(lab.client(), &served.server, ask, Instant::now()).await?.num_tokens();
-        }
-    };
+impl Run {
+    fn requests_per_s(&self) -> f64 {
+        self.replies.len() as f64 / self.seconds
+    }
+
+    /// Milliseconds that so large a part of the requests does not exceed, from sending to the end.
+    fn total_ms(&self, part: f64) -> Option<f64> {
+        quantile(&self.replies.iter().map(total_ms).collect::<Vec<_>>(), part)
+    }
+}
+
+/// A closed loop, with looks at the GPU meanwhile, where there is one.
+fn watched_loop(lab: &Lab, served: &Served, asks: &[Ask], clients: usize) -> anyhow::Result<Run> {
     let gpu = std::cell::RefCell::new(Vec::new());
     // Ends when the requests have; the tool is a process of its own, and is waited for on another thread.
     let look = async {
@@ -214,13 +216,14 @@ fn closed_loop(lab: &Lab, served: &Served, asks: &[Ask], clients: usize) -> anyh
             }
         }
     };
-    let tokens: Vec<u64> = lab.wait(async {
+    let replies = lab.wait(async {
         tokio::select! {
-            done = futures_util::future::try_join_all((0..clients).map(|_| client())) => done,
+            done = closed_loop(lab.client(), &served.server, asks, clients) => done,
             () = look => unreachable!("looking at the GPU never ends by itself"),
         }
     })?;
-    Ok(Run { took: begun.elapsed(), num_tokens: tokens.iter().sum(), gpu: gpu.into_inner() })
+    let seconds = wall_s(&replies).context("nothing was asked")?;
+    Ok(Run { replies, seconds, gpu: gpu.into_inner() })
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
@@ -230,15 +233,18 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::experiment::load::tests::reply;
 
     #[test]
-    fn a_price_is_found_by_the_machines_name() {
-        let table = "[[machine]]\nname = \"a\"\nusd_per_hour = 0.5\n[[machine]]\nname = \"free\"\nusd_per_hour = 0.0\n";
-        assert!((price_of(table, "a").unwrap() - 0.5).abs() < 1e-9);
-        assert!(price_of(table, "b").unwrap_err().to_string().contains("only a, free"));
-        assert!(price_of(table, "free").is_err());
-        assert!(price_of("[[machine]]\nname = \"a\"\n", "a").is_err());
+    fn a_run_is_counted_and_its_latencies_are_those_that_occurred() {
+        let begin = Instant::now();
+        let replies = vec![reply(begin, &[100, 500], 3), reply(begin, &[100, 2000], 3)];
+        let run = Run { seconds: wall_s(&replies).unwrap(), replies, gpu: Vec::new() };
+        assert!((run.requests_per_s() - 1.0).abs() < 1e-9);
+        assert_eq!((run.total_ms(0.5), run.total_ms(0.95)), (Some(500.0), Some(2000.0)));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What experiments ask nodes, and the figures of single answers. The only place here that knows the load's client.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
@@ -119,6 +120,35 @@ pub async fn send_all(client: &Client, server: &Server, asks: &[Ask]) -> anyhow:
     join_all(asks.iter().map(|ask| send(client, server, ask, now))).await.into_iter().collect()
 }
 
+/// So many clients, each of which sends the next request when its last one has ended.
+///
+/// # Errors
+/// Says how the first failed, if one did.
+pub async fn closed_loop(
+    client: &Client,
+    server: &Server,
+    asks: &[Ask],
+    num_clients: usize,
+) -> anyhow::Result<Vec<Reply>> {
+    let next = RefCell::new(asks.iter());
+    let one_client = || async {
+        let mut replies = Vec::new();
+        loop {
+            let Some(ask) = next.borrow_mut().next() else { return anyhow::Ok(replies) };
+            replies.push(send(client, server, ask, Instant::now()).await?);
+        }
+    };
+    let each = try_join_all((0..num_clients).map(|_| one_client())).await?;
+    Ok(each.into_iter().flatten().collect())
+}
+
+/// Seconds from the first request's intended moment to the last one's end; none without requests.
+pub fn wall_s<'a>(replies: impl IntoIterator<Item = &'a Reply>) -> Option<f64> {
+    let ends = replies.into_iter().map(|reply| (reply.intended, reply.ended));
+    let (begin, end) = ends.reduce(|(begin, end), (other, another)| (begin.min(other), end.max(another)))?;
+    Some(end.duration_since(begin).as_secs_f64())
+}
+
 /// Prompt tokens per second until the first token of one request on an otherwise idle server.
 pub fn prefill_rate(reply: &Reply) -> Option<f64> {
     let time = reply.time_to_first_token().unwrap_or_else(|| reply.ended.duration_since(reply.intended));
@@ -191,6 +221,15 @@ pub(super) mod tests {
         assert_eq!(decode_rate(&[reply(begin, &[100], 5)]), None);
         assert_eq!(decode_rate(&[reply(begin, &[100, 200], 5), reply(begin, &[300, 400], 5)]), None);
         assert!((prefill_rate(&reply(begin, &[500, 600], 100)).unwrap() - 200.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_run_lasts_from_the_first_intended_moment_to_the_last_end() {
+        let begin = Instant::now();
+        let late = reply(begin + Duration::from_secs(2), &[100, 500], 1);
+        assert_eq!(wall_s([&reply(begin, &[4000], 1), &late]), Some(4.0));
+        assert_eq!(wall_s([&reply(begin, &[1000], 1), &late]), Some(2.5));
+        assert_eq!(wall_s([]), None);
     }
 
     #[test]

@@ -11,10 +11,11 @@ use super::About;
 use super::chart::Panel;
 use super::lab::{Lab, Served};
 use super::load::{Ask, quantile, send_all, ttft_ms};
-use super::quality::{self, ACCURACY, MACRO_F1, NUM_ROWS, PERPLEXITY, PERPLEXITY_ERROR};
+use super::model_files::SPEED_AND_QUALITY;
+use super::quality::{self, ACCURACY, PERPLEXITY};
 use super::section::Findings;
 use super::sheet::{Column, Sheet, less, more, told};
-use super::speed::{self, ANONYMOUS, Amounts, DECODE, PREFILL, PROMPT, READY, RESIDENT, TTFT};
+use super::speed::{self, ANONYMOUS, Amounts, DECODE, PREFILL, TTFT};
 use super::texts;
 use crate::node::NodeSettings;
 
@@ -50,25 +51,8 @@ const NUM_CHANGES: usize = 8;
 const NUM_AT_ONCE: usize = 8;
 const TOKENS_AT_ONCE: u32 = 24;
 
-const COLUMNS: &[Column] = &[
-    RESIDENT,
-    ANONYMOUS,
-    READY,
-    PREFILL,
-    DECODE,
-    TTFT,
-    PROMPT,
-    PERPLEXITY,
-    PERPLEXITY_ERROR,
-    ACCURACY,
-    MACRO_F1,
-    NUM_ROWS,
-    FIRST,
-    CHANGE,
-    AT_ONCE,
-    ALL_MEMORY,
-    ADAPTERS,
-];
+/// What only adapters are measured by.
+const OF_ADAPTERS: [Column; 5] = [FIRST, CHANGE, AT_ONCE, ALL_MEMORY, ADAPTERS];
 const FIRST: Column = less(
     "first_use_ms",
     "first use ms",
@@ -103,7 +87,7 @@ struct Way {
 pub(super) fn lora(lab: &Lab, args: &LoraArgs) -> anyhow::Result<Findings> {
     let is_classifier = is_classifier(&args.adapter);
     lab.expect_steps(4 + 10 * lab.wish.rounds);
-    let mut sheet = Sheet::new(None, COLUMNS);
+    let mut sheet = Sheet::new(None, &[&SPEED_AND_QUALITY[..], &OF_ADAPTERS].concat());
     let ways = make_ways(lab, args, &mut sheet, is_classifier)?;
     lab.rounds(&mut sheet, &ways, |sheet, (name, way), round| {
         let settings = lab.settings(&way.model);

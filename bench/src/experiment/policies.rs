@@ -12,7 +12,7 @@ use super::About;
 use super::arrivals::poisson_times;
 use super::chart::Panel;
 use super::lab::{Lab, Served};
-use super::load::{Ask, quantile, send, send_all, ttft_ms};
+use super::load::{Ask, quantile, send, send_all, ttft_ms, wall_s};
 use super::section::Findings;
 use super::sheet::{Column, Sheet, less, more, told};
 use super::speed::Figures;
@@ -192,9 +192,7 @@ fn trace_of(times: &[Duration], replies: &[Reply]) -> String {
 fn figures(replies: &[Reply]) -> Figures {
     let ttft: Vec<f64> = replies.iter().filter_map(ttft_ms).collect();
     let gaps: Vec<f64> = replies.iter().flat_map(Reply::gaps).map(|gap| gap.as_secs_f64() * 1e3).collect();
-    let begin = replies.iter().map(|reply| reply.intended).min();
-    let end = replies.iter().map(|reply| reply.ended).max();
-    let wall_s = begin.zip(end).map_or(f64::NAN, |(begin, end)| end.duration_since(begin).as_secs_f64());
+    let wall_s = wall_s(replies).unwrap_or(f64::NAN);
     let tokens: u64 = replies.iter().map(Reply::num_tokens).sum();
     vec![
         ("ttft_p50_ms", quantile(&ttft, 0.5)),

@@ -7,11 +7,10 @@ use clap::Args;
 use super::About;
 use super::chart::Panel;
 use super::lab::Lab;
-use super::quality::{self, ACCURACY, MACRO_F1, NUM_ROWS, PERPLEXITY, PERPLEXITY_ERROR};
-use super::quantization::{AS_GIVEN, FILE, judge, measure_speeds};
+use super::model_files::{self, AS_GIVEN, FILE};
+use super::quality::{self, ACCURACY, PERPLEXITY};
 use super::section::Findings;
-use super::sheet::{Column, Sheet};
-use super::speed::{ANONYMOUS, DECODE, PREFILL, PROMPT, READY, RESIDENT, TTFT};
+use super::speed::{DECODE, PREFILL};
 
 /// See the module's text.
 pub(super) const ABOUT: About = About {
@@ -34,22 +33,6 @@ pub struct PruningArgs {
     file_type: Option<String>,
 }
 
-const COLUMNS: &[Column] = &[
-    FILE,
-    RESIDENT,
-    ANONYMOUS,
-    READY,
-    PREFILL,
-    DECODE,
-    TTFT,
-    PROMPT,
-    PERPLEXITY,
-    PERPLEXITY_ERROR,
-    ACCURACY,
-    MACRO_F1,
-    NUM_ROWS,
-];
-
 pub(super) fn pruning(lab: &Lab, args: &PruningArgs) -> anyhow::Result<Findings> {
     let fractions = match (&args.fractions[..], lab.wish.is_quick) {
         ([], true) => vec![0.1, 0.3, 0.5],
@@ -57,23 +40,15 @@ pub(super) fn pruning(lab: &Lab, args: &PruningArgs) -> anyhow::Result<Findings>
         (given, _) => given.to_vec(),
     };
     lab.expect_steps((1 + fractions.len() * args.by.len()) * (1 + lab.wish.rounds));
-    let mut sheet = Sheet::new(None, COLUMNS);
-    let mut files = Vec::new();
-    let wanted = args.by.iter().flat_map(|by| fractions.iter().map(move |fraction| Some((by, *fraction))));
-    for wanted in std::iter::once(None).chain(wanted) {
-        let name = wanted.map_or(AS_GIVEN.to_owned(), |(by, share)| format!("{} % by {by}", share * 100.0));
-        lab.say(format!("{name}: making and judging"));
-        let made = lab.attempt(&mut sheet, &name, |sheet| {
-            let file = match wanted {
-                Some((by, fraction)) => prune(lab, args, by, fraction)?,
-                None => lab.wish.model.clone(),
-            };
-            judge(lab, sheet, &name, &file)?;
-            Ok(file)
-        })?;
-        files.extend(made.map(|file| (name, file)));
-    }
-    measure_speeds(lab, &mut sheet, &files)?;
+    let mut sheet = model_files::sheet();
+    let pruned = args.by.iter().flat_map(|by| fractions.iter().map(move |fraction| (by, *fraction)));
+    let pruned = pruned.map(|(by, share)| (format!("{} % by {by}", share * 100.0), Some((by, share))));
+    let wanted = std::iter::once((AS_GIVEN.to_owned(), None)).chain(pruned);
+    let files = model_files::make_and_judge(lab, &mut sheet, wanted, |wanted| match wanted {
+        Some((by, fraction)) => prune(lab, args, by, fraction),
+        None => Ok(lab.wish.model.clone()),
+    })?;
+    model_files::measure_speeds(lab, &mut sheet, &files)?;
     let panels = vec![
         Panel::Bars(PERPLEXITY.id, 0.0),
         Panel::Bars(ACCURACY.id, 0.0),

@@ -13,8 +13,9 @@ use crate::stats::Spread;
 
 /// Every figure of the experiment.
 pub const CSV_FILE: &str = "results.csv";
-/// Version of the CSV files' layout; changes when columns do.
-const CSV_VERSION: u32 = 1;
+/// Layout of the CSV files, see `reading.rs`. It rises when a reader of an earlier version would misunderstand or miss
+/// what it reads.
+pub const CSV_LAYOUT: u32 = 2;
 
 /// What an experiment found out, and what it says about itself.
 #[derive(Debug)]
@@ -81,7 +82,7 @@ pub fn write(out: &Path, heading: &Heading, findings: &Findings) -> anyhow::Resu
     let new = beside.path().join("new");
     std::fs::create_dir(&new)?;
     let is_drawn = draw(&new.join(PLOT_FILE), heading.title, &findings.sheet, &findings.panels)?;
-    std::fs::write(new.join(CSV_FILE), csv_text(heading, &findings.sheet)?)?;
+    std::fs::write(new.join(CSV_FILE), csv_text(heading, findings)?)?;
     for (name, text) in &findings.files {
         std::fs::write(new.join(name), text)?;
     }
@@ -97,22 +98,33 @@ pub fn write(out: &Path, heading: &Heading, findings: &Findings) -> anyhow::Resu
     Ok(place)
 }
 
-/// The CSV file: a comment on each column, a header, a line a row; failed settings have a line with the reason.
-fn csv_text(heading: &Heading, sheet: &Sheet) -> anyhow::Result<String> {
-    let mut head = format!(
-        "# {}: {}\n# quern-bench experiment {}, layout {CSV_VERSION}, {}\n# Lines that begin with # are comments. \
-         Empty: not measured.\n# setting: what was set\n",
-        heading.title, heading.question, heading.name, heading.date
-    );
-    if let Some((id, label)) = sheet.level {
-        writeln!(head, "# {id}: {label}")?;
-    }
-    writeln!(head, "# round: from 0; settings of one round were measured one after the other")?;
-    for column in sheet.columns {
-        writeln!(head, "# {}: {}", column.id, column.about)?;
-    }
-    writeln!(head, "# failed: why the setting gave no figures")?;
-    let mut csv = csv::Writer::from_writer(head.into_bytes());
+/// The head of the CSV file: where and how it was made, and a comment on each column.
+fn csv_head(heading: &Heading, findings: &Findings) -> String {
+    let Heading { name, title, question, date, command_line, versions, machine, notes } = heading;
+    let sheet = &findings.sheet;
+    let mut lines = vec![
+        format!("{title}: {question}"),
+        format!("quern-bench experiment {name}, layout {CSV_LAYOUT}, {date}"),
+        format!("machine: {machine}"),
+        format!("versions: {}", versions.join("; ")),
+        format!("command: {command_line}"),
+    ];
+    lines.extend(notes.iter().map(|note| format!("note: {note}")));
+    lines.extend(findings.not_measured.iter().map(|what| format!("not measured: {what}")));
+    lines.push("Lines that begin with # are comments. Empty: not measured.".to_owned());
+    lines.push("setting: what was set".to_owned());
+    lines.extend(sheet.level.map(|(id, label)| format!("{id}: {label}")));
+    lines.push("round: from 0; settings of one round were measured one after the other".to_owned());
+    lines.extend(sheet.columns.iter().map(|column| format!("{}: {}", column.id, column.about)));
+    lines.push("failed: why the setting gave no figures".to_owned());
+    // A line break in a note must not end the comment.
+    lines.iter().map(|line| format!("# {}\n", line.replace(['\n', '\r'], " "))).collect()
+}
+
+/// The CSV file: its head, a header, a line a row; failed settings have a line with the reason.
+fn csv_text(heading: &Heading, findings: &Findings) -> anyhow::Result<String> {
+    let sheet = &findings.sheet;
+    let mut csv = csv::Writer::from_writer(csv_head(heading, findings).into_bytes());
     let level_id = sheet.level.map(|(id, _)| id);
     let names = ["setting"].into_iter().chain(level_id).chain(["round"]);
     csv.write_record(names.chain(sheet.columns.iter().map(|column| column.id)).chain(["failed"]))?;
@@ -230,11 +242,12 @@ fn write_ratios(text: &mut String, sheet: &Sheet) -> std::fmt::Result {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::experiment::reading;
     use crate::experiment::sheet::tests::sample;
 
-    fn heading() -> Heading {
+    pub(crate) fn heading() -> Heading {
         Heading {
             name: "probe",
             title: "A probe",
@@ -247,7 +260,7 @@ mod tests {
         }
     }
 
-    fn findings() -> Findings {
+    pub(crate) fn findings() -> Findings {
         let mut findings = Findings::new(sample(), vec![Panel::Lines("decode_tok_per_s")]);
         findings.told.push("it works".to_owned());
         findings.not_measured.push("the weather".to_owned());
@@ -257,7 +270,7 @@ mod tests {
 
     #[test]
     fn the_csv_file_documents_its_columns_and_names_what_failed() {
-        let text = csv_text(&heading(), &sample()).unwrap();
+        let text = csv_text(&heading(), &findings()).unwrap();
         assert!(text.contains("# decode_tok_per_s: Speed.\n"), "{text}");
         let mut reader = csv::ReaderBuilder::new().comment(Some(b'#')).from_reader(text.as_bytes());
         let header = reader.headers().unwrap().iter().collect::<Vec<_>>().join(",");
@@ -266,6 +279,29 @@ mod tests {
         assert_eq!(records.len(), 9);
         assert_eq!((&records[0][0], &records[0][1], &records[0][3]), ("f16", "256", "25.000000"));
         assert_eq!((&records[8][0], &records[8][6]), ("q2_k", "no such format"));
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut heading = heading();
+        heading.notes.push("two\nlines".to_owned());
+        let place = write(folder.path(), &heading, &findings()).unwrap();
+        let read = reading::read(&place).unwrap();
+        assert_eq!((read.head.name.as_str(), read.head.date.as_str()), ("probe", heading.date.as_str()));
+        assert_eq!(read.head.command, Some(heading.command_line));
+        assert_eq!(read.head.machine, Some(heading.machine.to_string()));
+        assert_eq!(read.head.notes, ["cut short", "two lines"]);
+        assert_eq!(read.converted, None);
+        let sheet = sample();
+        assert_eq!(read.settings(), sheet.settings());
+        for (setting, level) in [("f16", 64.0), ("q8_0", 256.0)] {
+            let cited = read.figure(setting, level, "decode_tok_per_s").unwrap();
+            assert_eq!(Some(cited.spread), sheet.spread(setting, level, "decode_tok_per_s"));
+            let text = std::fs::read_to_string(&read.path).unwrap();
+            let line = text.lines().nth(cited.lines[0] as usize - 1).unwrap();
+            assert!(line.starts_with(setting), "{line}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! It knows neither nodes nor files. A setting that failed has a reason instead of rows.
 
-use crate::stats::Spread;
+use crate::stats::{Spread, first_seen};
 
 /// Which way a figure is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub struct Sheet {
     /// What levels are: name in the CSV file and for people; none where each setting is measured at one.
     pub level: Option<(&'static str, &'static str)>,
     /// The figures, in the order of the files.
-    pub columns: &'static [Column],
+    pub columns: Vec<Column>,
     /// In the order in which they were measured.
     pub rows: Vec<Row>,
     /// In the order in which they failed.
@@ -91,8 +91,8 @@ pub struct Ratio {
 
 impl Sheet {
     /// A sheet without rows.
-    pub fn new(level: Option<(&'static str, &'static str)>, columns: &'static [Column]) -> Self {
-        Self { level, columns, rows: Vec::new(), failed: Vec::new() }
+    pub fn new(level: Option<(&'static str, &'static str)>, columns: &[Column]) -> Self {
+        Self { level, columns: columns.to_vec(), rows: Vec::new(), failed: Vec::new() }
     }
 
     /// Adds figures, named by their columns, to the row of this setting, level and round.
@@ -133,7 +133,7 @@ impl Sheet {
     ///
     /// # Panics
     /// When there is no such column.
-    pub fn column(&self, id: &str) -> &'static Column {
+    pub fn column(&self, id: &str) -> &Column {
         &self.columns[self.column_idx(id)]
     }
 
@@ -144,13 +144,7 @@ impl Sheet {
 
     /// Settings in the order in which they were first measured.
     pub fn settings(&self) -> Vec<&str> {
-        let mut settings: Vec<&str> = Vec::new();
-        for row in &self.rows {
-            if !settings.contains(&row.setting.as_str()) {
-                settings.push(&row.setting);
-            }
-        }
-        settings
+        first_seen(self.rows.iter().map(|row| row.setting.as_str()))
     }
 
     /// Levels from the lowest.

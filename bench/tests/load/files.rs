@@ -1,7 +1,7 @@
 //! What a run leaves on disk, and what reads it again.
 
 use quern_bench::output::{FolderSink, RunHeader, table, write_summary};
-use quern_bench::report::write_report;
+use quern_bench::report::{ReportArgs, write_report};
 use quern_bench::results::{self, FORMAT};
 use quern_bench::run::run;
 
@@ -69,9 +69,12 @@ fn a_report_says_what_was_converted_and_refuses_what_it_does_not_know() {
     std::fs::create_dir(folder.path().join("a")).unwrap();
     std::fs::write(folder.path().join("a/table.md"), "# Run a\n").unwrap();
     std::fs::write(&results, "{\"ready_s\":1.0}\n").unwrap();
-    let report = std::fs::read_to_string(write_report(folder.path()).unwrap()).unwrap();
-    assert!(report.contains("converted from format 1"), "{report}");
+    let args = ReportArgs { folder: folder.path().to_owned(), title: None };
+    for path in write_report(&args).unwrap() {
+        let report = std::fs::read_to_string(path).unwrap();
+        assert!(report.contains("converted from format 1"), "{report}");
+    }
     std::fs::write(&results, "{\"type\":\"run\",\"format\":99,\"bench_version\":\"9.9.9\"}\n").unwrap();
-    let error = write_report(folder.path()).unwrap_err().to_string();
+    let error = write_report(&args).unwrap_err().to_string();
     assert!(error.contains("9.9.9 in format 99") && error.contains("a/results.jsonl"), "{error}");
 }
