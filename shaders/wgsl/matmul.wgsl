@@ -12,8 +12,8 @@
 // values and hands them to the others; loads are what costs most on a CPU that pretends to be a GPU. There,
 // K is one slice, because a load of what all threads need alike is only cheap where it is the same place.
 //
-// WIDE: quants and columns are read as 64-bit numbers and taken apart. llvmpipe reads each thread's numbers one by one,
-// in a loop of many instructions: half as many numbers cost half as much. It is the same 16 bytes.
+// WIDE: quants and columns are read as 64-bit numbers and taken apart: half as many loads for the same bytes,
+// on a CPU that pretends to be a GPU.
 
 #if SHARE
 #set ROWS 4
