@@ -10,6 +10,7 @@ mod unchecked;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::DeviceError;
@@ -66,6 +67,8 @@ pub struct Profile {
     pub is_cpu: bool,
     /// Threads of a subgroup, where it is one fixed number and kernels may use subgroups.
     pub subgroup_size: Option<u32>,
+    /// Whether kernels read weights as 64-bit numbers: where the adapter is a CPU that has them.
+    pub wide_loads: bool,
     /// Whether passes can be timed.
     pub has_timestamps: bool,
     /// Largest range of a buffer that a kernel can see, in bytes.
@@ -113,16 +116,19 @@ impl Device {
         let optional = wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
-        let features = adapter.features() & optional;
+        let is_cpu = info.device_type == wgpu::DeviceType::Cpu;
+        let wide = if is_cpu { wgpu::Features::SHADER_INT64 } else { wgpu::Features::empty() };
+        let features = adapter.features() & (optional | wide);
         let one_size = info.subgroup_min_size == info.subgroup_max_size;
         let has_subgroups = features.contains(wgpu::Features::SUBGROUP) && one_size;
         let profile = Profile {
             name: info.name.clone(),
             backend: info.backend.to_str(),
             driver: format!("{} {}", info.driver, info.driver_info),
-            is_cpu: info.device_type == wgpu::DeviceType::Cpu,
+            is_cpu,
             subgroup_size: (has_subgroups && options.subgroups == Subgroups::Auto)
                 .then_some(info.subgroup_min_size),
+            wide_loads: features.contains(wgpu::Features::SHADER_INT64),
             has_timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
@@ -159,14 +165,29 @@ impl Device {
         self.health.take()
     }
 
+    /// Whether the device is gone, and all memory on it. Known once something was waited for.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.health.is_lost()
+    }
+
+    /// Takes the device away from everybody who has it, as a driver does that fails. For tests of what
+    /// follows.
+    pub fn lose(&self) {
+        self.wgpu.destroy();
+    }
+
     /// Waits until everything that was submitted is done.
     ///
     /// # Errors
     /// As [`Device::check`].
     pub fn wait(&self) -> Result<(), DeviceError> {
-        let polled = self.wgpu.poll(wgpu::PollType::wait_indefinitely());
+        // wgpu has no error for a device that is lost while somebody waits: it tells the callback, and panics.
+        let polled = catch_unwind(AssertUnwindSafe(|| self.wgpu.poll(wgpu::PollType::wait_indefinitely())));
         self.check()?;
-        polled.map(|_| ()).map_err(|error| DeviceError::Failed { why: error.to_string() })
+        let failed = |why: String| DeviceError::Failed { why };
+        let polled = polled.map_err(|_| failed("waiting for it failed".to_owned()))?;
+        polled.map(|_| ()).map_err(|error| failed(error.to_string()))
     }
 
     /// A compiled variant, shared by all who ask for it. Blocks the first time.

@@ -111,6 +111,12 @@ impl Kernel {
         Ok(Kernel { name: text.name().to_owned(), pipeline, layout, bindings })
     }
 
+    /// The kernel with its variant's values.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Binds a buffer to each of the kernel's names. Valid for all variants of the same kernel.
     ///
     /// # Errors

@@ -167,6 +167,13 @@ impl Model {
     pub fn head(&self) -> &Matrix {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
+
+    /// Bytes of the weights that a step with logits reads: all but a table of embeddings that is not the
+    /// head, too, of which only the rows' own are read.
+    #[must_use]
+    pub fn step_bytes(&self) -> u64 {
+        self.size_bytes - self.output.as_ref().map_or(0, |_| self.embedding.size_bytes())
+    }
 }
 
 fn load_layer(uploads: &mut Uploads<'_>, layer: u32, shape: &ModelShape) -> Result<Layer, ModelError> {

@@ -10,6 +10,7 @@ mod layout;
 mod plan;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::buffers::{Buffer, Use};
 use crate::device::Device;
@@ -76,6 +77,17 @@ pub struct StepResult<'a> {
     pub logits: &'a [f32],
     /// `[num_hidden, hidden]`, row-major, after the last norm.
     pub hidden: &'a [f32],
+}
+
+/// How long one dispatch of a step took.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DispatchTime {
+    /// The kernel with its variant's values.
+    pub kernel: String,
+    /// Its workgroups.
+    pub workgroups: [u32; 3],
+    /// By the device's clock.
+    pub took: Duration,
 }
 
 /// Computes steps of one model, with keys and values of its own.
@@ -146,26 +158,49 @@ impl Runner {
     pub fn run(&mut self, batch: &Batch<'_>) -> Result<StepResult<'_>, DeviceError> {
         self.layout.fill(batch, &mut self.words);
         self.memory.step_info.write(&self.device, 0, bytemuck::cast_slice(&self.words));
-        let (num_logits, num_hidden) = (batch.logits.len() as u32, batch.hidden.len() as u32);
         let mut encoder = self.device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let counts = Counts { rows: batch.rows.len() as u32, logits: num_logits, hidden: num_hidden };
+        let counts = Counts::of(batch);
         let with_adapters = self.adapters.assign(&self.device, batch.rows);
         self.plan.encode(&mut encoder, counts, with_adapters);
         let shape = &self.model.shape;
-        let logits_bytes = u64::from(num_logits) * u64::from(shape.vocab) * 4;
+        let logits_bytes = u64::from(counts.logits) * u64::from(shape.vocab) * 4;
         let row_bytes = u64::from(shape.hidden) * 4;
-        let hidden_bytes = u64::from(num_hidden) * row_bytes;
+        let hidden_bytes = u64::from(counts.hidden) * row_bytes;
         let (memory, staging) = (&self.memory, &self.memory.staging.wgpu);
         if logits_bytes > 0 {
             encoder.copy_buffer_to_buffer(&memory.logits.wgpu, 0, staging, 0, logits_bytes);
         }
         if hidden_bytes > 0 {
-            let from = u64::from(num_logits) * row_bytes;
+            let from = u64::from(counts.logits) * row_bytes;
             encoder.copy_buffer_to_buffer(&memory.outputs.wgpu, from, staging, logits_bytes, hidden_bytes);
         }
         self.device.queue.submit([encoder.finish()]);
         self.read_back(logits_bytes as usize / 4, hidden_bytes as usize / 4)?;
         Ok(self.last())
+    }
+
+    /// Computes a batch as [`Runner::run`] does, but with each dispatch in a pass of its own, and says how
+    /// long each took by the device's clock; `None` where it has none. Nothing is read back. Blocks.
+    ///
+    /// # Errors
+    /// As [`Runner::run`].
+    ///
+    /// # Panics
+    /// As [`Runner::run`].
+    pub fn time(&mut self, batch: &Batch<'_>) -> Result<Option<Vec<DispatchTime>>, DeviceError> {
+        if !self.device.profile().has_timestamps {
+            return Ok(None);
+        }
+        self.layout.fill(batch, &mut self.words);
+        self.memory.step_info.write(&self.device, 0, bytemuck::cast_slice(&self.words));
+        let with_adapters = self.adapters.assign(&self.device, batch.rows);
+        let mut encoder = self.device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let (clock, dispatches) =
+            self.plan.encode_timed(&self.device, &mut encoder, Counts::of(batch), with_adapters);
+        self.device.queue.submit([encoder.finish()]);
+        let times = clock.read(&self.device)?;
+        let timed = |((kernel, workgroups), took)| DispatchTime { kernel, workgroups, took };
+        Ok(Some(dispatches.into_iter().zip(times).map(timed).collect()))
     }
 
     /// What the last step gave back.

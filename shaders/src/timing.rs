@@ -51,14 +51,15 @@ pub fn time(
     Ok((times, prepared.written(device)?))
 }
 
-struct Clock {
+/// Timestamps around passes.
+pub(crate) struct Clock {
     queries: wgpu::QuerySet,
     num_runs: u32,
     resolved: Buffer,
 }
 
 impl Clock {
-    fn new(device: &Device, num_runs: u32) -> Clock {
+    pub(crate) fn new(device: &Device, num_runs: u32) -> Clock {
         let count = num_runs * 2;
         let descriptor = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count };
         let queries = device.wgpu.create_query_set(&descriptor);
@@ -71,7 +72,8 @@ impl Clock {
         Clock { queries, num_runs, resolved: Buffer { wgpu: resolved } }
     }
 
-    fn around(&self, run: u32) -> wgpu::ComputePassTimestampWrites<'_> {
+    /// What the pass of this run is made with.
+    pub(crate) fn around(&self, run: u32) -> wgpu::ComputePassTimestampWrites<'_> {
         wgpu::ComputePassTimestampWrites {
             query_set: &self.queries,
             beginning_of_pass_write_index: Some(run * 2),
@@ -79,11 +81,13 @@ impl Clock {
         }
     }
 
-    fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
+    /// To be called when all passes are encoded.
+    pub(crate) fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
         encoder.resolve_query_set(&self.queries, 0..self.num_runs * 2, &self.resolved.wgpu, 0);
     }
 
-    fn read(&self, device: &Device) -> Result<Vec<Duration>, DeviceError> {
+    /// Waits for what was submitted. How long each pass took.
+    pub(crate) fn read(&self, device: &Device) -> Result<Vec<Duration>, DeviceError> {
         let bytes = self.resolved.read(device, self.resolved.size_bytes())?;
         let (stamps, _) = bytes.as_chunks::<16>();
         let period_ns = f64::from(device.queue.get_timestamp_period());

@@ -23,6 +23,8 @@ pub struct FakeConfig {
     pub gate: Option<Gate>,
     /// The step with this number (from 0) fails, once.
     pub fail_at_step: Option<u64>,
+    /// The step with this number (from 0) finds the engine lost, and so does every later one.
+    pub lose_at_step: Option<u64>,
     /// Each token's successor in the vocabulary follows it, but at every eighth
     /// position: text repeats itself and speculation has something to find.
     pub repetitive: bool,
@@ -46,6 +48,7 @@ impl Default for FakeConfig {
             step_time: Duration::ZERO,
             gate: None,
             fail_at_step: None,
+            lose_at_step: None,
             repetitive: false,
         }
     }
@@ -211,6 +214,9 @@ impl Engine for FakeEngine {
         self.num_steps += 1;
         if self.config.fail_at_step == Some(step) {
             return Err(EngineError::Failed("told to".into()));
+        }
+        if self.config.lose_at_step.is_some_and(|lost_at| lost_at <= step) {
+            return Err(EngineError::Lost("told to".into()));
         }
 
         self.logits.clear();

@@ -131,6 +131,10 @@ pub enum EngineError {
     /// and must be truncated to 0; the engine itself may be used again.
     #[error("the engine failed: {0}")]
     Failed(String),
+    /// What the engine computes on is gone, and all state with it. Every later
+    /// call ends the same way or does nothing: make a new engine.
+    #[error("the engine is lost: {0}")]
+    Lost(String),
 }
 
 /// Computes batches and keeps the key-value state of sequences.
@@ -143,7 +147,8 @@ pub trait Engine: Send {
     /// Computes one ragged batch and extends each row's sequence by its token.
     ///
     /// # Errors
-    /// See [`EngineError`]; only [`EngineError::Failed`] leaves sequences changed.
+    /// See [`EngineError`]; only [`EngineError::Failed`] and [`EngineError::Lost`]
+    /// leave sequences changed.
     fn step(&mut self, rows: &[Row]) -> Result<StepOutput<'_>, EngineError>;
 
     /// Makes `to`, which must be empty, share the first `len` tokens of `from`.

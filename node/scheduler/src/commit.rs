@@ -132,6 +132,19 @@ impl StepLoop {
             sequence.poisoned = true;
             sequence.end(Event::Failed(Failure::Engine(error.to_string())));
         }
+        if matches!(error, EngineError::Lost(_)) {
+            self.abandon();
+        }
+    }
+
+    /// Ends whoever was not in the step that found the engine lost: what was computed for them is gone,
+    /// and nothing can be computed for them here. Whoever owns this loop sees that the engine is lost.
+    fn abandon(&mut self) {
+        self.shared.engine_lost.store(true, Ordering::Release);
+        for sequence in self.waiting.iter_mut().chain(&mut self.running).filter(|sequence| !sequence.ended) {
+            sequence.poisoned = true;
+            sequence.end(Event::Failed(Failure::WorkerEnded));
+        }
     }
 }
 

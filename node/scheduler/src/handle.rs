@@ -44,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) inside: AtomicUsize,
     /// Steps that the engine failed in, one after the other.
     pub(crate) failed_steps: AtomicU32,
+    /// Whether the engine said that it is of no use any more.
+    pub(crate) engine_lost: AtomicBool,
     pub(crate) waiting: AtomicUsize,
     pub(crate) running: AtomicUsize,
     pub(crate) kv_used: AtomicUsize,
@@ -95,6 +97,7 @@ impl Shared {
             seen: Traffic::default(),
             inside: AtomicUsize::new(0),
             failed_steps: AtomicU32::new(0),
+            engine_lost: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             kv_used: AtomicUsize::new(0),
@@ -281,6 +284,12 @@ impl Handle {
     #[must_use]
     pub fn failed_steps(&self) -> u32 {
         self.shared.failed_steps.load(Ordering::Relaxed)
+    }
+
+    /// Whether the engine is lost for good: whatever is handed over fails.
+    #[must_use]
+    pub fn engine_lost(&self) -> bool {
+        self.shared.engine_lost.load(Ordering::Acquire)
     }
 
     /// What the scheduler holds.

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use metrics::{counter, histogram};
-use quern_adapters::{Adapter, FileType, convert_into};
+use quern_adapters::{Adapter, FileType, Task, convert_into};
 use quern_engine::AdapterId;
 use quern_scheduler::{AdapterSource, Prepared};
 
@@ -116,8 +116,11 @@ impl Stored {
     fn make(&self) -> Result<Staged, String> {
         self.check_unchanged()?;
         let mut adapter = Adapter::open(&self.path).map_err(|error| error.to_string())?;
-        // Engines have no use for it, and would only print it.
-        adapter.head = None;
+        // Engines have no use for a head, and would only print it. What is left gives hidden states; were
+        // it called a classifier still, whoever opens it would miss the head.
+        if adapter.head.take().is_some() {
+            adapter.task = Task::FeatureExtraction;
+        }
         let file = memory_file().map_err(|error| format!("no file in memory: {error}"))?;
         let converted = convert_into(&adapter, &self.architecture, self.format, &file);
         // First: whatever came of files that changed says less than that they did.

@@ -32,6 +32,11 @@ pub(super) trait Loadable: Sized {
         config: &Self::Config,
         go_on: &mut dyn FnMut(f32) -> bool,
     ) -> Result<Self, LoadError>;
+
+    /// Whether engines can still be made on it.
+    fn is_usable(&self) -> bool {
+        true
+    }
 }
 
 impl Loadable for LlamaModel {
@@ -52,6 +57,10 @@ impl Loadable for WgslModel {
     fn load(path: &Path, config: &WgslConfig, go_on: &mut dyn FnMut(f32) -> bool) -> Result<Self, LoadError> {
         Ok(WgslModel::load(path, config, go_on)?)
     }
+
+    fn is_usable(&self) -> bool {
+        !self.is_lost()
+    }
 }
 
 /// A model file that is read when somebody needs it.
@@ -67,10 +76,10 @@ impl<M: Loadable> Weights<M> {
         Weights { path, config, loaded: Mutex::default() }
     }
 
-    /// The weights, read if nobody has them.
+    /// The weights, read if nobody has them, or only such as went with their device.
     fn get(&self, cancelled: &AtomicBool) -> Result<Arc<M>, LoadError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(model) = loaded.upgrade() {
+        if let Some(model) = loaded.upgrade().filter(|model| model.is_usable()) {
             return Ok(model);
         }
         let mut go_on = |_part: f32| !cancelled.load(Ordering::Relaxed);
@@ -201,4 +210,38 @@ fn fake_engine(fake: &Fake, vocab_size: usize) -> Box<dyn Engine> {
         ..defaults.capabilities
     };
     Box::new(FakeEngine::new(FakeConfig { capabilities, step_time: fake.step_time.0, ..defaults }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights on a device that a test can take away.
+    #[derive(Default)]
+    struct Mortal(AtomicBool);
+
+    impl Loadable for Mortal {
+        type Config = ();
+
+        fn load(_: &Path, _: &(), _: &mut dyn FnMut(f32) -> bool) -> Result<Self, LoadError> {
+            Ok(Mortal::default())
+        }
+
+        fn is_usable(&self) -> bool {
+            !self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn weights_are_shared_until_they_are_lost() {
+        let weights: Weights<Mortal> = Weights::new(PathBuf::new(), ());
+        let get = || weights.get(&AtomicBool::new(false)).expect("nothing can fail");
+        let (first, second) = (get(), get());
+        assert!(Arc::ptr_eq(&first, &second));
+        first.0.store(true, Ordering::Relaxed);
+        // Whoever holds the lost ones may hold them on: they help nobody.
+        let third = get();
+        assert!(!Arc::ptr_eq(&first, &third) && third.is_usable());
+        assert!(Arc::ptr_eq(&third, &get()));
+    }
 }

@@ -2,8 +2,8 @@
 //!
 //! A worker's states:
 //! - starting → ready (its parts are made) | gone (they could not be made)
-//! - ready → draining (fewer are wanted, or its engine fails again and again) |
-//!   gone (its step loop ended by itself)
+//! - ready → draining (fewer are wanted, or its engine is lost or fails again and
+//!   again) | gone (its step loop ended by itself)
 //! - draining → ready (more are wanted again) | stopping (it is done, or out of time)
 //! - stopping → gone (its thread has ended, and its memory is free)
 //!
@@ -224,12 +224,20 @@ impl Pool {
         let until = now + self.settings.drain_timeout;
         for idx in 0..state.workers.len() {
             let worker = &mut state.workers[idx];
-            if worker.phase == Phase::Ready && worker.handle.failed_steps() >= MAX_FAILED_STEPS {
-                worker.phase = Phase::Draining { until, faulty: true };
-                counter!("quern_worker_failures_total", "kind" => "faulty").increment(1);
-                tracing::error!(worker = worker.id, "a worker's engine fails again and again: replacing it");
-                state.failed("the engine failed again and again".to_owned(), &self.settings, now);
+            if worker.phase != Phase::Ready {
+                continue;
             }
+            let (kind, why) = if worker.handle.engine_lost() {
+                ("lost", "the engine was lost")
+            } else if worker.handle.failed_steps() >= MAX_FAILED_STEPS {
+                ("faulty", "the engine failed again and again")
+            } else {
+                continue;
+            };
+            worker.phase = Phase::Draining { until, faulty: true };
+            counter!("quern_worker_failures_total", "kind" => kind).increment(1);
+            tracing::error!(worker = worker.id, why, "replacing a worker");
+            state.failed(why.to_owned(), &self.settings, now);
         }
     }
 
@@ -370,6 +378,11 @@ impl Worker {
         if self.phase != Phase::Stopping && self.handle.try_stop(why) {
             self.phase = Phase::Stopping;
         }
+    }
+
+    /// Whether requests can be given to it.
+    pub(super) fn is_useful(&self) -> bool {
+        self.phase == Phase::Ready && !self.handle.engine_lost()
     }
 
     /// Requests that it has not finished.

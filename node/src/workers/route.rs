@@ -6,7 +6,7 @@ use metrics::counter;
 use quern_scheduler::request::{Event, Failure, Request, Score, Sink, Work};
 use quern_scheduler::{Backlog, Permit, Refused};
 
-use super::pool::{Phase, Pool, State, Worker};
+use super::pool::{Pool, State, Worker};
 use super::prefixes::blocks;
 use super::{NotTaken, Settings};
 
@@ -95,7 +95,7 @@ impl Pool {
         // Those that turn out to have ended.
         let mut gone = Vec::new();
         loop {
-            let serves = |worker: &&mut Worker| worker.phase == Phase::Ready && !gone.contains(&worker.id);
+            let serves = |worker: &&mut Worker| worker.is_useful() && !gone.contains(&worker.id);
             let mut ready: Vec<&mut Worker> = state.workers.iter_mut().filter(serves).collect();
             let chosen = match ready.len() {
                 0 => return Ok(Some(offer)),

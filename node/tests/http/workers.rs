@@ -29,6 +29,8 @@ struct Fate {
     dies: AtomicBool,
     /// Steps fail.
     fails: AtomicBool,
+    /// The next step and all later ones of the same engine find it lost.
+    loses: AtomicBool,
 }
 
 impl Fate {
@@ -42,7 +44,7 @@ impl Fate {
                 return Err("the weights are gone".into());
             }
             fate.made.fetch_add(1, Ordering::AcqRel);
-            Ok(Box::new(Mortal { fate: Arc::clone(&fate), engine: FakeEngine::new(config) }))
+            Ok(Box::new(Mortal { fate: Arc::clone(&fate), engine: FakeEngine::new(config), is_lost: false }))
         })
     }
 
@@ -55,6 +57,7 @@ impl Fate {
 struct Mortal {
     fate: Arc<Fate>,
     engine: FakeEngine,
+    is_lost: bool,
 }
 
 impl Engine for Mortal {
@@ -66,6 +69,10 @@ impl Engine for Mortal {
         assert!(!self.fate.dies.swap(false, Ordering::AcqRel), "a test lets this thread end");
         if self.fate.fails.load(Ordering::Acquire) {
             return Err(EngineError::Failed("a test lets it".to_owned()));
+        }
+        self.is_lost |= self.fate.loses.swap(false, Ordering::AcqRel);
+        if self.is_lost {
+            return Err(EngineError::Lost("a test takes the device away".to_owned()));
         }
         self.engine.step(rows)
     }
@@ -378,6 +385,21 @@ async fn a_worker_whose_engine_only_fails_is_replaced() {
     until(|| fate.made() == 2).await;
     ready(&server, 1).await;
     server.post(CHAT, &chat("a", json!({"max_tokens": 2}))).await.ok();
+}
+
+#[tokio::test]
+async fn a_worker_whose_engine_is_lost_is_replaced_at_once() {
+    let fate = Arc::new(Fate::default());
+    let server = serve(settings(1, 1, 1), &fate).await;
+    fate.loses.store(true, Ordering::Release);
+    let reply = server.post(CHAT, &chat("a", json!({}))).await;
+    let message = reply.error(500, None, Some("engine_failed"));
+    assert!(message.contains("a test takes the device away"), "{message}");
+    // Whoever comes meanwhile waits for the new one; nobody is given to the old.
+    server.post(CHAT, &chat("b", json!({"max_tokens": 2}))).await.ok();
+    assert_eq!(fate.made(), 2);
+    ready(&server, 1).await;
+    assert_eq!(shown(&server).await["last_failure"]["reason"], "the engine was lost");
 }
 
 #[tokio::test]

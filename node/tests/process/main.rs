@@ -10,6 +10,7 @@ mod eval_real;
 mod killed;
 mod life;
 mod node;
+mod portable;
 mod recorded;
 mod speculation;
 mod usage;

@@ -29,7 +29,6 @@ fn help_and_version_are_no_mistakes() {
 fn wrong_words_exit_with_64() {
     check(&[], 64, &["Usage"]);
     check(&["serve", "--nonsense"], 64, &["--nonsense"]);
-    check(&["serve", "--engine", "wgsl"], 64, &["does not have the wgsl engine yet"]);
     check(&["serve", "--adapter", "a"], 64, &["--adapter a: write NAME=PATH"]);
     check(&["pull", "qwen3-0.6b"], 64, &["near it: qwen3-0.6b-q8_0"]);
     check(&["serve", "--model", "qwen9"], 64, &["model.name: no model is called qwen9"]);

@@ -135,6 +135,14 @@ fn failed(error: impl std::fmt::Display) -> EngineError {
     EngineError::Failed(error.to_string())
 }
 
+/// Another step may go well on a device that failed, and none on one that is lost.
+fn device_error(error: DeviceError) -> EngineError {
+    match error {
+        DeviceError::Lost { .. } => EngineError::Lost(error.to_string()),
+        error => failed(error),
+    }
+}
+
 impl Engine for WgslEngine {
     fn capabilities(&self) -> &Capabilities {
         &self.caps
@@ -153,7 +161,7 @@ impl Engine for WgslEngine {
             for (append, len) in appends.iter().zip(before) {
                 self.book.truncate(append.seq_id, len).map_err(failed)?;
             }
-            return Err(failed(error));
+            return Err(device_error(error));
         }
         let result = self.runner.last();
         Ok(StepOutput { logits: result.logits, hidden: result.hidden })
@@ -170,7 +178,7 @@ impl Engine for WgslEngine {
     fn save(&mut self, seq: SeqId) -> Result<Vec<u8>, EngineError> {
         self.check_seq(seq)?;
         let mut bytes = saved::begin();
-        bytes.extend(self.runner.read_pages(self.book.pages(seq)).map_err(failed)?);
+        bytes.extend(self.runner.read_pages(self.book.pages(seq)).map_err(device_error)?);
         saved::finish(&mut bytes, self.fingerprint, self.book.len(seq));
         Ok(bytes)
     }

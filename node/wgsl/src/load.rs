@@ -74,6 +74,17 @@ impl WgslModel {
         self.device.profile()
     }
 
+    /// Whether the device is gone, and the weights with it: load the model anew.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.device.is_lost()
+    }
+
+    /// Takes the device away from all engines on it, as a driver does that fails. For tests of what follows.
+    pub fn lose_device(&self) {
+        self.device.lose();
+    }
+
     /// Bytes of the weights on the device.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use quern_engine::{Engine as _, suite};
+use quern_engine::{AdapterId, Engine as _, EngineError, Output, Row, suite};
 use quern_gguf::tiny::{Arch, TinySpec, write};
 use quern_gguf::{GgufWriter, TensorType};
 use quern_wgsl::{DeviceOptions, LoadError, WgslConfig, WgslEngine, WgslModel};
@@ -39,6 +39,18 @@ fn small() -> WgslConfig {
 
 fn load(path: &Path, config: &WgslConfig) -> Result<WgslModel, LoadError> {
     WgslModel::load(path, config, &mut |_| true)
+}
+
+/// A token of sequence 0 whose logits are asked for.
+fn row(pos: u32, token: u32) -> Row {
+    Row { seq: 0, pos, token, adapter: AdapterId::BASE, output: Output::Logits }
+}
+
+/// The likeliest token after this one.
+fn next(engine: &mut WgslEngine, pos: u32, token: u32) -> Result<u32, EngineError> {
+    let logits = engine.step(&[row(pos, token)])?.logits;
+    let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+    Ok(best.expect("there is a vocabulary") as u32)
 }
 
 /// Results are the same to the last bit, however rows are batched.
@@ -118,15 +130,37 @@ fn engines_share_weights_and_nothing_else() {
     let tiny = Tiny::new(&TinySpec::new(Arch::Qwen2, 7));
     let model = Arc::new(load(&tiny.path(), &small()).expect("the model loads"));
     let mut engines = [0, 1].map(|_| WgslEngine::on(&model).expect("there is room"));
-    let row = quern_engine::Row {
-        seq: 0,
-        pos: 0,
-        token: 5,
-        adapter: quern_engine::AdapterId::BASE,
-        output: quern_engine::Output::Logits,
-    };
+    let row = row(0, 5);
     let [first, second] = &mut engines;
     let logits = first.step(&[row]).expect("a row is computed").logits.to_vec();
     assert_eq!(second.step(&[row]).expect("a row is computed").logits, logits);
     assert!(second.step(&[row]).is_err(), "its sequence has gone on");
+}
+
+#[test]
+fn a_lost_device_is_told_and_another_computes_the_same() {
+    let tiny = Tiny::new(&TinySpec::new(Arch::Qwen2, 7));
+    let model = Arc::new(load(&tiny.path(), &small()).expect("the model loads"));
+    let [mut engine, mut beside] = [0, 1].map(|_| WgslEngine::on(&model).expect("there is room"));
+    let mut tokens = vec![5];
+    for pos in 0..8 {
+        tokens.push(next(&mut engine, pos, tokens[pos as usize]).expect("a row is computed"));
+    }
+    assert!(!model.is_lost());
+    model.lose_device();
+    for (engine, pos) in [(&mut engine, 8), (&mut beside, 0)] {
+        let lost = next(engine, pos, 5).expect_err("its device is gone");
+        assert!(matches!(&lost, EngineError::Lost(why) if why.contains("the device is lost")), "{lost}");
+    }
+    assert!(model.is_lost());
+    engine.truncate(0, 0).expect("the books can still be closed");
+    let none = WgslEngine::on(&model).expect_err("nothing can be made on a device that is gone");
+    assert!(none.to_string().contains("the device is lost"), "{none}");
+
+    let model = Arc::new(load(&tiny.path(), &small()).expect("the model loads again"));
+    let mut engine = WgslEngine::on(&model).expect("there is room");
+    for pos in 0..8 {
+        let again = next(&mut engine, pos, tokens[pos as usize]).expect("a row is computed");
+        assert_eq!(again, tokens[pos as usize + 1], "at position {pos}");
+    }
 }

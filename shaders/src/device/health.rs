@@ -24,7 +24,8 @@ impl Health {
         let watcher = Arc::clone(&health);
         device.set_device_lost_callback(move |reason, why| {
             // Dropping a device reports it as lost, too; nobody is left to ask then.
-            watcher.state().lost = Some(format!("{reason:?}: {why}"));
+            let why = if why.is_empty() { format!("{reason:?}") } else { why };
+            watcher.state().lost = Some(why);
         });
         health
     }
@@ -36,6 +37,10 @@ impl Health {
             return Err(DeviceError::Lost { why: why.clone() });
         }
         state.trouble.take().map_or(Ok(()), Err)
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.state().lost.is_some()
     }
 
     fn note(&self, error: &wgpu::Error) {

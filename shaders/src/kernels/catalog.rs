@@ -28,7 +28,10 @@ pub(crate) const KERNELS: &[Entry] = &[
     Entry { name: "embed", axes: &[QUANT] },
     Entry { name: "lora_expand", axes: &[] },
     Entry { name: "lora_shrink", axes: &[] },
-    Entry { name: "matmul", axes: &[QUANT, ("COLS", &["1", "2", "4", "8"]), ("SHARE", &["0", "1"])] },
+    Entry {
+        name: "matmul",
+        axes: &[QUANT, ("COLS", &["1", "2", "4", "8"]), ("SHARE", &["0", "1"]), ("WIDE", &["0", "1"])],
+    },
     Entry { name: "rms_norm", axes: &[SUBGROUPS] },
     Entry { name: "rope_store", axes: &[DIM, ("NORM", &["0", "1"]), SUBGROUPS] },
     Entry { name: "sample_draw", axes: &[] },

@@ -45,6 +45,13 @@ impl Matrix {
     pub fn num_rows(&self) -> u32 {
         self.shards.iter().map(|shard| shard.num_rows).sum()
     }
+
+    /// Bytes of all parts on the device.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        let planes = self.shards.iter().flat_map(|shard| [&shard.quants, &shard.highs, &shard.scales]);
+        planes.map(Buffer::size_bytes).sum()
+    }
 }
 
 /// Whether another matrix's rows may follow this one's in the same panels.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::adapters::{Adapters, Place};
-use super::layout::{Layout, ROW_WORDS};
+use super::layout::{Batch, Layout, ROW_WORDS};
 use super::{RunnerError, StepLimits};
 use crate::buffers::{Buffer, Use};
 use crate::device::Device;
@@ -11,6 +11,7 @@ use crate::error::DeviceError;
 use crate::kernels::{Bound, Kernel, Text};
 use crate::model::{Matrix, Model, ModelShape, Placed};
 use crate::pages::PAGE_TOKENS;
+use crate::timing::Clock;
 
 /// The numbers of columns that there are variants of `matmul` for.
 const COLS: [u32; 4] = [1, 2, 4, 8];
@@ -141,8 +142,9 @@ struct Op {
 }
 
 impl Op {
-    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, num_rows: u32) {
-        let (kernel, [x, y, z]) = match self.grid {
+    /// The variant for so many rows, and its workgroups.
+    fn dispatch(&self, num_rows: u32) -> (&Kernel, [u32; 3]) {
+        match self.grid {
             Grid::Rows(beside) => (&self.kernels[0], [num_rows, beside, 1]),
             Grid::Each(count) => (&self.kernels[0], [count, num_rows, 1]),
             Grid::Modules(count, modules) => (&self.kernels[0], [count, num_rows, modules]),
@@ -150,7 +152,11 @@ impl Op {
                 let variant = COLS.iter().position(|cols| *cols >= num_rows).unwrap_or(COLS.len() - 1);
                 (&self.kernels[variant], [count, num_rows.div_ceil(COLS[variant]), 1])
             }
-        };
+        }
+    }
+
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, num_rows: u32) {
+        let (kernel, [x, y, z]) = self.dispatch(num_rows);
         pass.set_pipeline(&kernel.pipeline);
         pass.set_bind_group(0, &self.bound.0, &[]);
         pass.dispatch_workgroups(x, y, z);
@@ -163,6 +169,13 @@ pub(super) struct Counts {
     pub rows: u32,
     pub logits: u32,
     pub hidden: u32,
+}
+
+impl Counts {
+    pub fn of(batch: &Batch<'_>) -> Counts {
+        let [rows, logits, hidden] = [batch.rows.len(), batch.logits.len(), batch.hidden.len()];
+        Counts { rows: rows as u32, logits: logits as u32, hidden: hidden as u32 }
+    }
 }
 
 /// All dispatches of a step.
@@ -210,15 +223,38 @@ impl Plan {
 
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, counts: Counts, with_adapters: bool) {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        for op in self.rows.iter().filter(|op| with_adapters || !op.is_for_adapters) {
-            op.encode(&mut pass, counts.rows);
+        self.ops(counts, with_adapters).for_each(|(op, num_rows)| op.encode(&mut pass, num_rows));
+    }
+
+    /// As [`Plan::encode`], with each dispatch in a pass of its own between two timestamps. Each one's
+    /// variant and workgroups.
+    pub fn encode_timed(
+        &self,
+        device: &Device,
+        encoder: &mut wgpu::CommandEncoder,
+        counts: Counts,
+        with_adapters: bool,
+    ) -> (Clock, Vec<(String, [u32; 3])>) {
+        let clock = Clock::new(device, self.ops(counts, with_adapters).count() as u32);
+        let mut dispatches = Vec::new();
+        for (run, (op, num_rows)) in (0..).zip(self.ops(counts, with_adapters)) {
+            let timestamp_writes = Some(clock.around(run));
+            let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
+            op.encode(&mut encoder.begin_compute_pass(&descriptor), num_rows);
+            let (kernel, workgroups) = op.dispatch(num_rows);
+            dispatches.push((kernel.name().to_owned(), workgroups));
         }
-        if counts.logits + counts.hidden > 0 {
-            self.outputs.encode(&mut pass, counts.logits + counts.hidden);
-        }
-        if counts.logits > 0 {
-            self.logits.iter().for_each(|op| op.encode(&mut pass, counts.logits));
-        }
+        clock.resolve(encoder);
+        (clock, dispatches)
+    }
+
+    /// The dispatches of a step in order, each with its rows.
+    fn ops(&self, counts: Counts, with_adapters: bool) -> impl Iterator<Item = (&Op, u32)> {
+        let rows = self.rows.iter().filter(move |op| with_adapters || !op.is_for_adapters);
+        let num_outputs = counts.logits + counts.hidden;
+        let outputs = (num_outputs > 0).then_some((&self.outputs, num_outputs));
+        let logits = self.logits.iter().filter(move |_| counts.logits > 0);
+        rows.map(move |op| (op, counts.rows)).chain(outputs).chain(logits.map(move |op| (op, counts.logits)))
     }
 }
 
@@ -372,7 +408,9 @@ impl Builder<'_> {
         let mut kernels = Vec::new();
         for cols in COLS {
             let share = if shares { "1" } else { "0" };
-            let axes = [("QUANT", matrix.format.axis), ("COLS", &*cols.to_string()), ("SHARE", share)];
+            let wide = if shares && self.device.profile().wide_loads { "1" } else { "0" };
+            let columns = cols.to_string();
+            let axes = [("QUANT", matrix.format.axis), ("COLS", &*columns), ("SHARE", share), ("WIDE", wide)];
             kernels.push(self.kernel("matmul", &axes)?);
         }
         let panels_each = if shares { 16 } else { 1 };

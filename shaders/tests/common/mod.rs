@@ -50,3 +50,8 @@ pub fn rows(kind: TensorType, seed: u64, num_rows: usize, num_columns: usize) ->
 pub fn share(device: &Device) -> &'static str {
     if device.profile().subgroup_size == Some(8) { "1" } else { "0" }
 }
+
+/// As [`share`], for kernels that read weights as 64-bit numbers.
+pub fn wide(device: &Device) -> &'static str {
+    if device.profile().wide_loads { share(device) } else { "0" }
+}

@@ -19,11 +19,22 @@ struct Group {
     least: f32,
 }
 
+#if WIDE
+fn words_of(wide: vec2<u64>) -> vec4<u32> {
+    let upper = wide >> vec2<u32>(32u);
+    return vec4<u32>(u32(wide.x), u32(upper.x), u32(wide.y), u32(upper.y));
+}
+#endif
+
 fn load_group(panel: u32, row: u32, g: u32) -> Group {
     var group: Group;
     let at = panel * params.groups + g;
 #for v in VECTORS
+#if WIDE
+    group.low[$v] = words_of(quants[(at * $VECTORSu + $vu) * 8u + row]);
+#else
     group.low[$v] = quants[(at * $VECTORSu + $vu) * 8u + row];
+#endif
 #endfor
 #for h in HIGH
     group.high[$h] = highs[(at * $HIGHu + $hu) * 8u + row];

@@ -260,6 +260,26 @@ fn an_engine_failure_ends_its_batch_and_nothing_else() {
     assert_eq!(lucky.tokens(), bench.expected(AdapterId::BASE, &prompt(61, 10), 10));
 }
 
+#[test]
+fn a_lost_engine_ends_everybody_and_is_told() {
+    let fake = FakeConfig { lose_at_step: Some(2), ..FakeConfig::default() };
+    // One runs and the other waits when the engine goes.
+    let config = SchedulerConfig { max_running: 1, ..SchedulerConfig::default() };
+    let mut bench = Bench::new(fake, config);
+    let (running, waiting) = (bench.ask(&prompt(60, 10), 10), bench.ask(&prompt(61, 10), 10));
+    let shared = std::sync::Arc::clone(&bench.scheduler.shared);
+    let is_lost = || shared.engine_lost.load(std::sync::atomic::Ordering::Acquire);
+    bench.turn();
+    bench.turn();
+    assert!(!is_lost() && running.failure().is_none());
+    bench.turn();
+    assert!(is_lost());
+    let Some(Failure::Engine(why)) = running.failure() else { panic!("it was in the step") };
+    assert!(why.contains("the engine is lost"), "{why}");
+    assert_eq!(waiting.failure(), Some(Failure::WorkerEnded));
+    assert_eq!(bench.scheduler.cache.used(), 0, "nothing that is gone is kept for anybody");
+}
+
 /// Plans nonsense of one kind or another in each step.
 struct Nonsense(u32);
 
