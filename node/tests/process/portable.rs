@@ -26,9 +26,8 @@ async fn our_kernels_serve_texts_adapters_and_embeddings() {
         |name: &str| json!({"model": name, "prompt": "fn main() {", "max_tokens": 12, "temperature": 0});
     let say = |body: &Value| body["choices"][0]["text"].as_str().unwrap().to_owned();
     let (base, adapted) = (ask("tiny"), ask("one"));
-    let alone = [&base, &adapted].map(|body| post(&node, "/v1/completions", body));
-    let [base_alone, adapted_alone] = alone;
-    let (base_alone, adapted_alone) = (say(&base_alone.await), say(&adapted_alone.await));
+    let base_alone = say(&post(&node, "/v1/completions", &base).await);
+    let adapted_alone = say(&post(&node, "/v1/completions", &adapted).await);
     assert_ne!(base_alone, adapted_alone);
     // In one batch each says what it says alone.
     let together =
