@@ -93,7 +93,8 @@ pub enum Split {
 /// Format of keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KvType {
-    /// 32 bits a value: nothing is rounded, so that answers depend least on how rows were batched.
+    /// 32 bits a value: nothing is rounded, so that answers depend least on how rows were batched. Attention
+    /// is not fused then, because llama.cpp's fused one rounds to 16 bits.
     F32,
     /// 16 bits a value.
     #[default]
@@ -107,7 +108,7 @@ pub enum KvType {
 /// Whether attention is computed in one fused operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FlashAttention {
-    /// On where the device can.
+    /// On where the device can, but not with keys and values in 32 bits.
     #[default]
     Auto,
     /// Always.
@@ -134,6 +135,9 @@ pub enum ConfigError {
     /// Quantised values can only be read by fused attention.
     #[error("kv_type {0:?} needs flash_attention, which is off")]
     QuantisedKvNeedsFlashAttention(KvType),
+    /// Fused attention would round what shall not be rounded.
+    #[error("kv_type F32 needs flash_attention to be auto or off: fused attention rounds to 16 bits")]
+    FlashAttentionRoundsF32,
     /// A share that is negative or not a number, or shares that sum up to nothing.
     #[error("tensor_split must be finite shares of 0 or more that do not sum up to 0")]
     BadTensorSplit,
@@ -165,6 +169,9 @@ impl LlamaConfig {
         let quantised = matches!(self.kv_type, KvType::Q8_0 | KvType::Q4_0);
         if quantised && self.flash_attention == FlashAttention::Off {
             return Err(ConfigError::QuantisedKvNeedsFlashAttention(self.kv_type));
+        }
+        if self.kv_type == KvType::F32 && self.flash_attention == FlashAttention::On {
+            return Err(ConfigError::FlashAttentionRoundsF32);
         }
         let shares = &self.tensor_split;
         let usable = shares.iter().all(|share| share.is_finite() && *share >= 0.0);
@@ -224,6 +231,12 @@ mod tests {
             |c: &mut LlamaConfig| (c.kv_type, c.flash_attention) = (KvType::Q8_0, FlashAttention::Off);
         check(quantise, Err("kv_type Q8_0 needs flash_attention, which is off"));
         check(|c| (c.kv_type, c.flash_attention) = (KvType::F32, FlashAttention::Off), Ok(()));
+        check(|c| c.kv_type = KvType::F32, Ok(()));
+        let fused = |c: &mut LlamaConfig| (c.kv_type, c.flash_attention) = (KvType::F32, FlashAttention::On);
+        check(
+            fused,
+            Err("kv_type F32 needs flash_attention to be auto or off: fused attention rounds to 16 bits"),
+        );
         check(|c| c.kv_type = KvType::Q4_0, Ok(()));
     }
 

@@ -192,12 +192,11 @@ impl LlamaEngine {
 }
 
 /// ggml's fused attention on the CPU reads keys and values once for each tile of
-/// rows, but only in steps that fill a tile, and only where they are not quantised.
+/// rows, but only in steps that fill a tile, and only where they are 16-bit.
 fn row_tile(config: &LlamaConfig) -> usize {
     const TILE: usize = 64;
     let on_gpu = crate::load::uses_gpu(config);
-    let as_floats = matches!(config.kv_type, KvType::F32 | KvType::F16);
-    let tiled = config.flash_attention != FlashAttention::Off && as_floats;
+    let tiled = config.flash_attention != FlashAttention::Off && config.kv_type == KvType::F16;
     if tiled && !on_gpu { TILE.min(config.max_rows as usize) } else { 1 }
 }
 

@@ -68,6 +68,14 @@ fn passes_the_suite_without_flash_attention() {
     check_suite(Arch::Qwen2, &LlamaConfig { flash_attention: FlashAttention::Off, ..small() }, CLOSE);
 }
 
+/// What one row gives and what several give is only added up in another order.
+#[test]
+fn passes_the_suite_with_exact_state() {
+    for arch in [Arch::Qwen2, Arch::Qwen3] {
+        check_suite(arch, &LlamaConfig { kv_type: KvType::F32, ..small() }, CLOSE / 20.0);
+    }
+}
+
 #[test]
 fn passes_the_suite_with_quantised_state() {
     check_suite(Arch::Qwen3, &LlamaConfig { kv_type: KvType::Q8_0, ..small() }, CLOSE);

@@ -152,7 +152,8 @@ impl Wgsl {
 pub(super) fn llama_key(error: &quern_llama::ConfigError) -> String {
     let field = match error {
         quern_llama::ConfigError::OutOfRange { key, .. } => key,
-        quern_llama::ConfigError::QuantisedKvNeedsFlashAttention(_) => "kv_type",
+        quern_llama::ConfigError::QuantisedKvNeedsFlashAttention(_)
+        | quern_llama::ConfigError::FlashAttentionRoundsF32 => "kv_type",
         quern_llama::ConfigError::BadTensorSplit => "tensor_split",
     };
     format!("engine.llama.{field}")

@@ -84,8 +84,8 @@ fn judged(model: &Path, texts: &[&str], labels: &str, end_token: Option<bool>) -
     let said = dir.join("said.csv");
     let [model, said] = [model, &said].map(|path| path.to_str().unwrap());
     let args = ["eval", model, "--csv", &rows, "--labels", labels, "--system", SYSTEM];
-    // ggml's fused attention rounds steps of 64 rows and more otherwise than smaller ones, by 5e-3 of a
-    // probability where keys and values are 16-bit.
+    // With keys and values in 16 bits, ggml's fused attention rounds steps of 64 rows and more otherwise than
+    // smaller ones, by 5e-3 of a probability.
     let engine = ["--threads", "1", "--kv-type", "f32"];
     let end_token = end_token.map(|end_token| ["--end-token".to_owned(), end_token.to_string()]);
     let end_token: Vec<&str> = end_token.iter().flatten().map(String::as_str).collect();

@@ -30,11 +30,20 @@ async fn a_node_serves_is_measured_and_ends_cleanly() {
     let tokens = answer["usage"]["completion_tokens"].as_u64().unwrap();
     assert!(tokens >= 1, "{answer}");
 
-    let text = reqwest::get(format!("{}/metrics", node.admin)).await.unwrap().text().await.unwrap();
+    // The answer is there before the step that it ends with is accounted for.
+    let idle = "vllm:num_requests_running{model_name=\"my-model\",engine=\"0\"} 0";
+    let mut text = String::new();
+    for _ in 0..200 {
+        text = reqwest::get(format!("{}/metrics", node.admin)).await.unwrap().text().await.unwrap();
+        if text.lines().any(|line| line == idle) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
     for line in [
         format!("quern_generated_tokens_total {tokens}"),
         format!("vllm:generation_tokens_total{{model_name=\"my-model\",engine=\"0\"}} {tokens}"),
-        "vllm:num_requests_running{model_name=\"my-model\",engine=\"0\"} 0".to_owned(),
+        idle.to_owned(),
         "# TYPE quern_time_to_first_token_seconds histogram".to_owned(),
         "# TYPE quern_step_duration_seconds histogram".to_owned(),
         "quern_workers{state=\"ready\"} 1".to_owned(),

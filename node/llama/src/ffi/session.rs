@@ -96,6 +96,7 @@ impl Session {
         params.n_threads = i32::try_from(threads.0).unwrap_or(1);
         params.n_threads_batch = i32::try_from(threads.1).unwrap_or(1);
         params.flash_attn_type = match config.flash_attention {
+            FlashAttention::Auto if config.kv_type == KvType::F32 => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
             FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
             FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
             FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
