@@ -57,8 +57,6 @@ struct Node {
     /// Of these, live ones.
     num_live: u32,
     last_used: u64,
-    /// Whether a request took it up when no other was at work on it any more.
-    is_reused: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -197,7 +195,6 @@ impl PrefixCache {
         };
         let len = found.map_or(0, |(_, len)| len as u32);
         let from = (len > 0).then(|| self.holder(node));
-        self.note_reuse(node);
         // The path is made live first, so that finding a slot cannot evict it.
         self.add_to_path(node, true);
         let slot = match (self.take_slot(from, ops), from) {
@@ -230,8 +227,7 @@ impl PrefixCache {
         }
         let Slot { node, live, .. } = *self.slot(slot);
         let is_root = self.nodes[node].parent == node;
-        // What was reused is told from what follows on it.
-        let private = !is_root && self.nodes[node].num_slots == 1 && !self.nodes[node].is_reused;
+        let private = !is_root && self.nodes[node].num_slots == 1;
         if private {
             self.nodes[node].tokens.extend_from_slice(tokens);
             self.nodes[node].last_used = self.clock;
@@ -254,11 +250,12 @@ impl PrefixCache {
         self.live += if live { tokens.len() } else { 0 };
     }
 
-    /// Frees `wanted` tokens by cutting cached tails, least wanted first. Whether that much is free in the end.
+    /// Frees `wanted` tokens by cutting cached tails, least recently used
+    /// first. Whether that much is free in the end.
     pub fn make_room(&mut self, wanted: usize, ops: &mut Vec<KvOp>) -> bool {
         while self.capacity - self.used < wanted {
             let missing = wanted - (self.capacity - self.used);
-            let Some(leaf) = self.least_wanted_leaf() else { return false };
+            let Some(leaf) = self.oldest_cached_leaf() else { return false };
             self.cut_leaf(leaf, missing, ops);
         }
         true
@@ -302,11 +299,11 @@ impl PrefixCache {
         self.drop_redundant(target, ops);
     }
 
-    /// Cuts cached tails, least wanted first, until at most `max` tokens are held by
-    /// nobody who runs.
+    /// Cuts cached tails, least recently used first, until at most `max` tokens
+    /// are held by nobody who runs.
     pub fn keep_cached(&mut self, max: usize, ops: &mut Vec<KvOp>) {
         while let excess @ 1.. = (self.used() - self.live()).saturating_sub(max) {
-            let Some(leaf) = self.least_wanted_leaf() else { return };
+            let Some(leaf) = self.oldest_cached_leaf() else { return };
             self.cut_leaf(leaf, excess, ops);
         }
     }
@@ -373,7 +370,6 @@ impl PrefixCache {
             num_slots: head.num_slots,
             num_live: head.num_live,
             last_used: head.last_used,
-            is_reused: head.is_reused,
         };
         let tail = self.add_node(tail);
         self.nodes[node].children.push(tail);
@@ -478,13 +474,14 @@ impl PrefixCache {
         }
     }
 
-    /// A free slot, if need be by closing the least wanted cached one but `spared`.
+    /// A free slot, if need be by closing the oldest cached one but `spared`.
     fn take_slot(&mut self, spared: Option<SeqId>, ops: &mut Vec<KvOp>) -> Option<SeqId> {
         if self.free_slots.is_empty() {
             let cached =
                 |&s: &SeqId| Some(s) != spared && self.slots[s as usize].is_some_and(|slot| !slot.live);
-            let least = self.least_wanted_slot((0..self.slots.len() as SeqId).filter(cached))?;
-            self.close(least, ops);
+            let age = |&s: &SeqId| self.nodes[self.slot(s).node].last_used;
+            let oldest = (0..self.slots.len() as SeqId).filter(cached).min_by_key(age)?;
+            self.close(oldest, ops);
         }
         self.free_slots.pop()
     }
