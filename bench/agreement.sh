@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 model=$1
 shift
 texts=(
-    README.md ARCHITECTURE.md bench/METHODOLOGY.md bench/policies/README.md adapters/train/README.md
+    README.md ARCHITECTURE.md bench/results/METHODOLOGY.md bench/policies/README.md adapters/train/README.md
     node/src/main.rs node/scheduler/src/step_loop.rs node/text/src/gbnf.rs adapters/gguf/src/header.rs
     shaders/wgsl/attention.wgsl shaders/wgsl/sample_draw.wgsl extensions/wit/policy.wit
     adapters/train/train.py adapters/train/judge.py bench/compare.sh examples/curl.sh Makefile
