@@ -215,6 +215,9 @@ impl StepLoop {
                 }
             }
         }
+        if sequence.computed == 0 {
+            sequence.begin_anew();
+        }
         self.start(&mut sequence);
         self.running.push(sequence);
         true

@@ -222,44 +222,64 @@ fn plan_running(snapshot: &Snapshot, adapter: Option<AdapterId>, plan: &mut Plan
     }
 }
 
+/// Room for starts.
+struct Room {
+    /// Tokens of key-value state.
+    kv: u32,
+    /// Tokens that those who run will want soon, so that starting one more does not
+    /// mean to pause another at once.
+    headroom: u32,
+    /// Sequences that run, or will.
+    num_running: u32,
+}
+
+impl Room {
+    fn take(&mut self, need: u32) {
+        self.kv = self.kv.saturating_sub(need);
+        self.headroom += 8;
+        self.num_running += 1;
+    }
+}
+
 fn plan_waiting(snapshot: &Snapshot, adapter: Option<AdapterId>, plan: &mut Plan, left: &mut Left) {
     let (waiting, running) = (&snapshot.waiting, &snapshot.running);
     if !plan.preempt.is_empty() {
         return;
     }
-    let mut num_running = running.id.len() as u32;
-    // Room that those who run will want soon, so that starting one more does
-    // not mean to pause another at once.
-    let mut headroom = 8 * num_running;
+    let num_running = running.id.len() as u32;
+    let mut room = Room { kv: left.kv, headroom: 8 * num_running, num_running };
+    let mut of_others = Vec::new();
     for row in by_urgency(0..waiting.id.len(), &waiting.priority, &waiting.id) {
         if !serves(adapter, waiting.adapter[row]) {
             // Room is kept for those of other adapters who have waited long.
-            if waiting.age_us[row] > LONG_WAIT_US {
-                left.kv = left.kv.saturating_sub(waiting.kv_need[row]);
-                num_running += 1;
+            match waiting.age_us[row] > LONG_WAIT_US {
+                true => room.take(waiting.kv_need[row]),
+                false => of_others.push(row),
             }
             continue;
         }
         if waiting.pending[row] > waiting.cached[row] + WORTH_WAITING {
             continue;
         }
+        // And for those who are more urgent: what was paused for one of them would start
+        // again in its place, and be paused again.
+        let above = of_others.partition_point(|&other| waiting.priority[other] > waiting.priority[row]);
+        of_others.drain(..above).for_each(|other| room.take(waiting.kv_need[other]));
         let need = waiting.kv_need[row];
-        let no_room = num_running > 0 && left.kv < need.saturating_add(headroom);
-        if num_running >= snapshot.step.max_running || no_room {
+        let no_room = room.num_running > 0 && room.kv < need.saturating_add(room.headroom);
+        if room.num_running >= snapshot.step.max_running || no_room {
             preempt_for(snapshot, row, plan);
             break;
         }
         let chunk = (waiting.prompt_left[row] - waiting.cached[row]).min(left.tokens).min(left.prefill);
-        if chunk == 0 || left.kv == 0 {
+        if chunk == 0 || room.kv == 0 {
             break;
         }
         plan.admit.push(row as u32);
-        plan.admit_chunk.push(chunk.min(left.kv));
+        plan.admit_chunk.push(chunk.min(room.kv));
         left.tokens -= chunk;
         left.prefill -= chunk;
-        left.kv = left.kv.saturating_sub(need);
-        num_running += 1;
-        headroom += 8;
+        room.take(need);
     }
 }
 

@@ -126,6 +126,13 @@ impl Sequence {
         }
     }
 
+    /// Forgets outputs of tokens that will be computed again.
+    pub(crate) fn begin_anew(&mut self) {
+        if let Task::Embed(embedding) = &mut self.task {
+            embedding.sum.clear();
+        }
+    }
+
     /// Whether its state may serve a prompt that begins alike.
     pub(crate) fn is_worth_keeping(&self) -> bool {
         !matches!(self.task, Task::Embed(_)) || self.prompt_len >= SHORT_PROMPT
