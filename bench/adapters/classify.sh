@@ -58,7 +58,8 @@ measure_peer() { # folder
     "$root/bench/peers/llama-server.sh" start "$base" >"$work/peer.log" 2>&1 &
     node_pid=$!
     wait_ready "http://127.0.0.1:$PEER_PORT/health" "$node_pid" "$work/peer.log"
-    ask "$1" llama-server intents "http://127.0.0.1:$PEER_PORT" $((requests / 4))
+    # Each of its slots has the shared prompt before counting begins.
+    ask "$1" llama-server intents "http://127.0.0.1:$PEER_PORT" $((requests / 4)) --warmup $((2 * PEER_SLOTS))
     stop_node
 }
 

@@ -6,8 +6,8 @@
 #                                          (default: quantum-1 quantum-4 quantum-16 quantum-64 workers-2)
 #
 # `quantum-N` serves an adapter for N steps in a row while others have work; `workers-N` has N contexts on one model,
-# with a part of the threads each and the default quantum; `sequences-N` lets the engine hold N sequences, cached ones
-# among them, `cached-N` so many tokens that nobody is at work on. By environment, beside what ../node.sh names:
+# with a part of the threads each and the default quantum; `cached-N` keeps N tokens that nobody is at work on, and lets
+# the engine hold 160 sequences, so that there are enough for them. By environment, beside what ../node.sh names:
 #   ADAPTER      the adapter that all names stand for      (required)
 #   CSV          columns text,label                        (required)
 #   ROUNDS       turns of each                             (default: 2)
@@ -22,7 +22,8 @@ ways=("$@")
 out=$results/mixed
 all_threads=$threads
 
-sed 's/^count = .*/count = 1/' "$here/mixed.toml" >"$work/one.toml"
+many=$root/bench/workloads/mixed-adapters.toml
+sed 's/^count = .*/count = 1/' "$many" >"$work/one.toml"
 for n in $(seq 0 63); do
     printf '[[adapter]]\nname = "a%s"\npath = "%s"\n' "$n" "$(realpath "$adapter")"
 done >"$work/adapters.toml"
@@ -32,8 +33,9 @@ start_way() { # way
     cp "$work/adapters.toml" "$work/node.toml"
     case $1 in
     quantum-*) printf '[adapters]\nquantum = %s\n' "${1#*-}" >>"$work/node.toml" ;;
-    sequences-*) printf '[engine.llama]\nmax_sequences = %s\n' "${1#*-}" >>"$work/node.toml" ;;
-    cached-*) printf '[scheduler]\nmax_cached = %s\n' "${1#*-}" >>"$work/node.toml" ;;
+    cached-*)
+        printf '[engine.llama]\nmax_sequences = 160\n[scheduler]\nmax_cached = %s\n' "${1#*-}" >>"$work/node.toml"
+        ;;
     workers-*)
         printf '[workers]\nstart = %s\nmax = %s\n' "${1#*-}" "${1#*-}" >>"$work/node.toml"
         threads=$((all_threads / ${1#*-} > 0 ? all_threads / ${1#*-} : 1))
@@ -58,11 +60,14 @@ for round in $(seq "${ROUNDS:-2}"); do
         start_way "$way"
         for load in one mixed; do
             workload=$work/one.toml
-            [ $load = one ] || workload=$here/mixed.toml
+            [ $load = one ] || workload=$many
             ask "$out/$round-$way-$load" "$workload"
             echo "round $round, $way, $load: $(told "$out/$round-$way-$load")"
+            # Counted since the node started.
+            curl --silent "$admin/metrics" >"$work/metrics"
+            grep -E '^quern_(adapter_(loads|evictions)|prefix_cache|step_(rows|duration))' "$work/metrics" \
+                >"$out/$round-$way-$load.metrics" || true
         done
-        curl --silent "$admin/metrics" | grep -E '^quern_adapter_(loads|evictions)_total' >"$out/$round-$way.metrics" || true
         stop_node
     done
 done | tee "$out.txt"

@@ -44,5 +44,6 @@ pub mod summary;
 pub mod tenants;
 pub mod times;
 pub mod trace;
+pub mod variant;
 mod words;
 pub mod workload;

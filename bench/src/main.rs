@@ -3,6 +3,8 @@
 //! Exit codes: 0 all is well; 1 answers were wrong, requests failed, or the run could not be made; 64 the
 //! command line or the workload has a mistake.
 
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -181,27 +183,26 @@ fn main() -> ExitCode {
         // A file's error says its cause itself.
         Task::KvSize { model, tokens } => KvShape::read(&model)
             .map_err(|error| Trouble::Failed(anyhow::Error::msg(error.to_string())))
-            .map(|shape| print!("{}", shape.table(&tokens))),
+            .and_then(|shape| say(shape.table(&tokens).trim_end())),
         // A file's error says its cause itself.
         Task::Report(args) => write_report(&args)
             .map_err(|error| Trouble::Failed(anyhow::Error::msg(error.to_string())))
-            .map(|paths| paths.iter().for_each(|path| println!("{}", path.display()))),
+            .and_then(|paths| paths.iter().try_for_each(|path| say(path.display()))),
         Task::Plan(args) => {
-            plan(&args, &command_line()).map(|text| println!("{text}")).map_err(|error| match error {
+            let text = plan(&args, &command_line()).map_err(|error| match error {
                 PlanError::Usage(message) => Trouble::Usage(message),
                 error => Trouble::Failed(anyhow::Error::msg(error.to_string())),
-            })
+            });
+            text.and_then(say)
         }
         Task::Advise(args) => {
-            advise(&args, &command_line()).map(|text| println!("{text}")).map_err(|error| match error {
+            let text = advise(&args, &command_line()).map_err(|error| match error {
                 AdviseError::Usage(message) => Trouble::Usage(message),
                 AdviseError::Failed(error) => Trouble::Failed(error),
-            })
+            });
+            text.and_then(say)
         }
-        Task::List => {
-            println!("{}", builtin_names().join("\n"));
-            Ok(())
-        }
+        Task::List => say(builtin_names().join("\n")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -213,6 +214,15 @@ fn main() -> ExitCode {
             eprintln!("quern-bench: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints what was asked for. A reader who has seen enough, such as `head`, is no failure.
+fn say(text: impl Display) -> Result<(), Trouble> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Trouble::Failed(anyhow::anyhow!("cannot write to standard output: {error}"))),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -249,7 +259,7 @@ fn run_workload(args: RunArgs) -> Result<(), Trouble> {
         None => Box::new(NoSink),
     };
     let outcome = run(plan, sink)?;
-    println!("{}", table(&header, &outcome));
+    say(table(&header, &outcome))?;
     if let Some(folder) = &args.out {
         write_summary(folder, &header, &outcome)?;
     }
@@ -261,7 +271,7 @@ fn make_experiment(args: ExperimentArgs) -> Result<(), Trouble> {
         ExperimentError::Usage(message) => Trouble::Usage(message),
         ExperimentError::Failed(error) => Trouble::Failed(error),
     })?;
-    println!("{}\n{}", left.markdown, left.folder.display());
+    say(format_args!("{}\n{}", left.markdown, left.folder.display()))?;
     if left.failed.is_empty() {
         return Ok(());
     }
@@ -394,7 +404,7 @@ fn cold_start(args: ColdStartArgs) -> Result<(), Trouble> {
         timeout: Duration::from_secs(args.timeout),
     };
     let starts = cold_start.measure()?;
-    println!("{}", cold_start.table(&starts, &machine));
+    say(cold_start.table(&starts, &machine))?;
     if let Some(folder) = &args.out {
         cold_start.write(folder, &starts, &machine)?;
     }

@@ -32,13 +32,17 @@ pub struct Question {
 impl Question {
     /// The request that asks a prompt of a server, as the workload wants it.
     pub fn new(workload: &Workload, server: &Server, prompt: &Prompt, max_tokens: u32) -> Self {
+        let variant = workload.servers.get(&server.name);
+        let api = variant.and_then(|variant| variant.api).unwrap_or(workload.api);
         let mut body = Map::new();
         body.insert("model".to_owned(), json!(server.model));
-        if workload.api == Api::Classify {
+        if api == Api::Classify {
             body.insert("input".to_owned(), prompt.user.lines().collect());
         } else {
-            let (key, value) = asked(workload.api, prompt);
+            let system = variant.and_then(|variant| variant.system.as_ref()).or(prompt.system.as_ref());
+            let (key, value) = asked(api, system.map(String::as_str), &prompt.user);
             body.insert(key.to_owned(), value);
+            let max_tokens = variant.and_then(|variant| variant.max_tokens).unwrap_or(max_tokens);
             body.insert("max_tokens".to_owned(), json!(max_tokens));
             body.insert("temperature".to_owned(), json!(workload.temperature));
             body.insert("stream".to_owned(), json!(workload.is_streamed));
@@ -46,8 +50,10 @@ impl Question {
                 body.insert("stream_options".to_owned(), json!({"include_usage": true}));
             }
         }
+        let lora = variant.and_then(|variant| variant.lora_of(workload.models.as_ref(), &server.model));
+        body.extend(lora.map(|lora| ("lora".to_owned(), lora)));
         body.extend(workload.body.clone());
-        let (path, shape) = match (workload.api, workload.is_streamed) {
+        let (path, shape) = match (api, workload.is_streamed) {
             (Api::Classify, _) => ("/v1/classify", AnswerShape::Labels),
             (Api::Chat, true) => ("/v1/chat/completions", AnswerShape::Stream),
             (Api::Chat, false) => ("/v1/chat/completions", AnswerShape::Whole),
@@ -59,12 +65,12 @@ impl Question {
 }
 
 /// The field that holds the prompt, and its value.
-fn asked(api: Api, prompt: &Prompt) -> (&'static str, Value) {
+fn asked(api: Api, system: Option<&str>, user: &str) -> (&'static str, Value) {
     if api == Api::Completions {
-        let system = prompt.system.iter().map(|text| format!("{text}\n")).collect::<String>();
-        return ("prompt", json!(system + &prompt.user));
+        let system = system.map(|text| format!("{text}\n")).unwrap_or_default();
+        return ("prompt", json!(system + user));
     }
-    let system = prompt.system.iter().map(|text| json!({"role": "system", "content": text}));
-    let user = json!({"role": "user", "content": prompt.user});
-    ("messages", system.chain([user]).collect())
+    let system = system.map(|text| json!({"role": "system", "content": text}));
+    let user = json!({"role": "user", "content": user});
+    ("messages", system.into_iter().chain([user]).collect())
 }

@@ -3,6 +3,7 @@
 //! Reading has two stages: `parse` checks the text alone and names the line and key of a mistake; `Workload::prompts`
 //! then reads the files that the prompts stand in. This module knows no HTTP and sends nothing.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::objective::Objective;
 use crate::prompts::{PromptError, PromptSet, PromptSource};
 use crate::tenants::{Tenant, Tenants};
 use crate::trace::{Trace, TraceError};
+use crate::variant::Variant;
 
 mod builtin;
 mod load;
@@ -120,6 +122,8 @@ pub struct Workload {
     pub body: serde_json::Map<String, serde_json::Value>,
     /// Models to spread requests over; else each server's own is asked.
     pub models: Option<ModelMix>,
+    /// What differs for servers that are measured under these names.
+    pub servers: BTreeMap<String, Variant>,
     /// When answers should be there.
     pub deadline: Option<Deadline>,
     /// Who asks, if not everybody is alike.
@@ -157,6 +161,8 @@ struct RawWorkload {
     #[serde(default)]
     body: serde_json::Map<String, serde_json::Value>,
     models: Option<ModelMix>,
+    #[serde(default)]
+    servers: BTreeMap<String, Variant>,
     deadline: Option<Deadline>,
     tenants: Option<Vec<Tenant>>,
     objective: Option<Objective>,
@@ -210,6 +216,7 @@ impl Workload {
             temperature: raw.temperature,
             body: raw.body,
             models: raw.models,
+            servers: raw.servers,
             deadline: raw.deadline,
             tenants,
             objective: raw.objective,
@@ -278,6 +285,10 @@ impl RawWorkload {
         }
         let models = self.models.as_ref().map_or(Ok(()), ModelMix::validate);
         models.map_err(|(key, reason)| place.error("models", key, reason))?;
+        for (name, variant) in &self.servers {
+            let checked = variant.validate(self.texts.unwrap_or(1), self.models.as_ref());
+            checked.map_err(|(key, reason)| place.error(&format!("servers.{name}"), key, reason))?;
+        }
         self.prompts.validate().map_err(|(key, reason)| place.error("prompts", key, reason))
     }
 }

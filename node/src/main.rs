@@ -4,7 +4,8 @@
 //! Exit codes: 0 after a clean end, 64 for usage or configuration, 1 for
 //! everything that goes wrong at run time.
 
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
@@ -57,11 +58,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints what was asked for. A reader who has seen enough, such as `head`, is no failure.
+fn say(text: impl Display) -> Result<(), Exit> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Exit(FAILED, format!("cannot write to standard output: {error}"))),
+        Ok(()) => Ok(()),
+    }
+}
+
 fn serve(args: &ServeArgs) -> Result<(), Exit> {
     let config = configure(args)?;
     if args.print_config {
-        print!("{}", config.to_toml());
-        return Ok(());
+        return say(config.to_toml().trim_end());
     }
     logging::init(config.logging.format, &config.logging.level).map_err(usage)?;
     look_for_adapters(&config).map_err(app_failed)?;
@@ -93,7 +102,7 @@ fn serve(args: &ServeArgs) -> Result<(), Exit> {
 
 fn check(args: &ServeArgs) -> Result<(), Exit> {
     let config = configure(args)?;
-    print!("{}", config.to_toml());
+    say(config.to_toml().trim_end())?;
     if args.print_config {
         return Ok(());
     }
@@ -138,7 +147,10 @@ fn pull(args: &PullArgs) -> Result<(), Exit> {
         for entry in catalog().entries() {
             let size = entry.size_bytes.map_or_else(|| "-".into(), |bytes| format!("{} MiB", bytes >> 20));
             let mark = if entry.default { "  (default)" } else { "" };
-            println!("{:42} {:>6} {:7} {size:>9}{mark}", entry.name, entry.parameters, entry.format);
+            say(format_args!(
+                "{:42} {:>6} {:7} {size:>9}{mark}",
+                entry.name, entry.parameters, entry.format
+            ))?;
         }
         return Ok(());
     }
@@ -156,8 +168,7 @@ fn pull(args: &PullArgs) -> Result<(), Exit> {
     let options = PullOptions::from_env().map_err(failed)?;
     let options = PullOptions { verify: args.verify, ..options };
     let path = quern_models::pull(entry, &options, &Terminal::new()).map_err(failed)?;
-    println!("{}", path.display());
-    Ok(())
+    say(path.display())
 }
 
 /// The crate of the command knows no engines, so the measuring on one is brought to it.

@@ -10,6 +10,7 @@ const BUILTIN: &[(&str, &str)] = &[
     ("intents.csv", include_str!("../../workloads/intents.csv")),
     ("long-prompt.toml", include_str!("../../workloads/long-prompt.toml")),
     ("harbour-log.txt", include_str!("../../workloads/harbour-log.txt")),
+    ("mixed-adapters.toml", include_str!("../../workloads/mixed-adapters.toml")),
     ("ramp.toml", include_str!("../../workloads/ramp.toml")),
     ("replay.toml", include_str!("../../workloads/replay.toml")),
     ("replay.csv", include_str!("../../workloads/replay.csv")),
