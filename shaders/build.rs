@@ -47,9 +47,8 @@ fn validate_all(files: &BTreeMap<String, String>) {
     let mut mistakes = Vec::new();
     let source = |path: &str| files.get(path).map(String::as_str);
     // Halves in words are read as f32; every device can.
-    let capabilities = naga::valid::Capabilities::SUBGROUP
-        | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32
-        | naga::valid::Capabilities::SHADER_INT64;
+    let capabilities =
+        naga::valid::Capabilities::SUBGROUP | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
     validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
     validator.subgroup_operations(naga::valid::SubgroupOperationSet::all());

@@ -87,18 +87,8 @@ impl Buffer {
 
     /// All of it, for [`Kernel::bind`](crate::kernels::Kernel::bind).
     #[must_use]
-    pub fn whole(&self) -> wgpu::BufferBinding<'_> {
-        self.wgpu.as_entire_buffer_binding()
-    }
-
-    /// `bytes` from `offset` on, for [`Kernel::bind`](crate::kernels::Kernel::bind).
-    ///
-    /// # Panics
-    /// When `bytes` is 0.
-    #[must_use]
-    pub fn range(&self, offset: u64, bytes: u64) -> wgpu::BufferBinding<'_> {
-        let size = wgpu::BufferSize::new(bytes).expect("a binding is not empty");
-        wgpu::BufferBinding { buffer: &self.wgpu, offset, size: Some(size) }
+    pub fn whole(&self) -> wgpu::BindingResource<'_> {
+        self.wgpu.as_entire_binding()
     }
 
     /// Copies the first `bytes` of it, a multiple of 4, out of the device. Blocks until all work before

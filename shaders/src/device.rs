@@ -17,6 +17,9 @@ use crate::error::DeviceError;
 use crate::kernels::{Kernel, Text};
 use health::Health;
 
+/// Textures that the hungriest kernel binds.
+const TEXTURES: u32 = 4;
+
 /// Which system interface reaches the adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
@@ -67,14 +70,16 @@ pub struct Profile {
     pub is_cpu: bool,
     /// Threads of a subgroup, where it is one fixed number and kernels may use subgroups.
     pub subgroup_size: Option<u32>,
-    /// Whether kernels read weights as 64-bit numbers: where the adapter is a CPU that has them.
-    pub wide_loads: bool,
     /// Whether passes can be timed.
     pub has_timestamps: bool,
     /// Largest range of a buffer that a kernel can see, in bytes.
     pub max_binding_bytes: u64,
     /// Largest buffer, in bytes.
     pub max_buffer_bytes: u64,
+    /// Whether planes of weights are textures: where the adapter is a CPU; see `texels.rs`.
+    pub reads_texels: bool,
+    /// Largest width and height of a texture, in texels.
+    pub max_texture_side: u32,
     /// Whether shaders are built with checks.
     pub is_checked: bool,
 }
@@ -116,22 +121,22 @@ impl Device {
         let optional = wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
-        let is_cpu = info.device_type == wgpu::DeviceType::Cpu;
-        let wide = if is_cpu { wgpu::Features::SHADER_INT64 } else { wgpu::Features::empty() };
-        let features = adapter.features() & (optional | wide);
+        let features = adapter.features() & optional;
         let one_size = info.subgroup_min_size == info.subgroup_max_size;
         let has_subgroups = features.contains(wgpu::Features::SUBGROUP) && one_size;
         let profile = Profile {
             name: info.name.clone(),
             backend: info.backend.to_str(),
             driver: format!("{} {}", info.driver, info.driver_info),
-            is_cpu,
+            is_cpu: info.device_type == wgpu::DeviceType::Cpu,
             subgroup_size: (has_subgroups && options.subgroups == Subgroups::Auto)
                 .then_some(info.subgroup_min_size),
-            wide_loads: features.contains(wgpu::Features::SHADER_INT64),
             has_timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
+            reads_texels: info.device_type == wgpu::DeviceType::Cpu
+                && limits.max_storage_textures_per_shader_stage >= TEXTURES,
+            max_texture_side: limits.max_texture_dimension_2d,
             is_checked: options.checked,
         };
         let descriptor = wgpu::DeviceDescriptor {

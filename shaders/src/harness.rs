@@ -11,18 +11,29 @@ use crate::buffers::{Buffer, Use};
 use crate::device::{Device, DeviceOptions, Subgroups};
 use crate::error::DeviceError;
 use crate::kernels::{Access, Bound, Kernel};
+use crate::texels::{Texel, Texels};
 
 /// A word that is a NaN as f32 and two NaNs as f16.
 pub const POISON: u32 = 0x7fff_7fff;
 
-/// What a buffer holds before the kernel runs.
+/// What a buffer or a texture holds before the kernel runs.
 #[derive(Debug, Clone)]
-pub struct Content(Vec<u8>);
+pub struct Content {
+    bytes: Vec<u8>,
+    /// Of a texture: what its texels are, and how many make a row.
+    texels: Option<(Texel, u32)>,
+}
 
 impl Content {
     /// These values.
     pub fn of<T: bytemuck::NoUninit>(values: &[T]) -> Content {
-        Content(bytemuck::cast_slice(values).to_vec())
+        Content { bytes: bytemuck::cast_slice(values).to_vec(), texels: None }
+    }
+
+    /// The same in a texture with rows of `width` texels.
+    #[must_use]
+    pub fn in_rows_of(self, texel: Texel, width: u32) -> Content {
+        Content { texels: Some((texel, width)), ..self }
     }
 
     /// So many words of [`POISON`].
@@ -102,23 +113,32 @@ impl Prepared {
     }
 }
 
-/// Makes and binds a buffer for each of the kernel's names.
+/// Makes and binds a buffer or a texture for each of the kernel's names.
 pub(crate) fn prepare(
     device: &Device,
     kernel: &Kernel,
     contents: &[(&str, Content)],
 ) -> Result<Prepared, DeviceError> {
-    let mut buffers = Vec::new();
+    let (mut buffers, mut textures) = (Vec::new(), Vec::new());
     for (name, access) in kernel.bindings() {
         let content = contents.iter().find(|(given, _)| *given == name);
-        let (_, Content(bytes)) = content.unwrap_or_else(|| panic!("no content for {name}"));
+        let (_, content) = content.unwrap_or_else(|| panic!("no content for {name}"));
+        if let Some((texel, width)) = content.texels {
+            let height = content.bytes.len() as u32 / (width * texel.bytes());
+            let texture = Texels::new(device, name, texel, [width, height])?;
+            texture.write(device, 0, &content.bytes);
+            textures.push((name, texture));
+            continue;
+        }
         let usage = if access == Access::Uniform { Use::Uniform } else { Use::Storage };
-        let buffer = Buffer::new(device, name, bytes.len() as u64, usage)?;
-        buffer.write(device, 0, bytes);
+        let buffer = Buffer::new(device, name, content.bytes.len() as u64, usage)?;
+        buffer.write(device, 0, &content.bytes);
         buffers.push((name.to_owned(), access, buffer));
     }
-    assert_eq!(buffers.len(), contents.len(), "content without a name in the kernel");
-    let bindings: Vec<_> = buffers.iter().map(|(name, _, buffer)| (name.as_str(), buffer.whole())).collect();
+    assert_eq!(buffers.len() + textures.len(), contents.len(), "content without a name in the kernel");
+    let whole = buffers.iter().map(|(name, _, buffer)| (name.as_str(), buffer.whole()));
+    let bindings: Vec<_> =
+        whole.chain(textures.iter().map(|(name, texture)| (*name, texture.whole()))).collect();
     let bound = kernel.bind(device, &bindings)?;
     Ok(Prepared { buffers, bound })
 }

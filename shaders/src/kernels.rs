@@ -76,7 +76,7 @@ pub struct Kernel {
     bindings: Vec<Binding>,
 }
 
-/// Buffers for one dispatch, bound to a kernel's names.
+/// Buffers and textures for one dispatch, bound to a kernel's names.
 #[derive(Debug, Clone)]
 pub struct Bound(pub(crate) wgpu::BindGroup);
 
@@ -117,28 +117,26 @@ impl Kernel {
         &self.name
     }
 
-    /// Binds a buffer to each of the kernel's names. Valid for all variants of the same kernel.
+    /// Binds a buffer or texture to each of the kernel's names. Valid for all variants of the same kernel
+    /// that bind as many of each.
     ///
     /// # Errors
-    /// [`DeviceError`] when the device refuses a buffer.
+    /// [`DeviceError`] when the device refuses one.
     ///
     /// # Panics
-    /// When a name has no buffer, or a buffer no name.
+    /// When a name has nothing to bind, or something no name.
     pub fn bind(
         &self,
         device: &Device,
-        buffers: &[(&str, wgpu::BufferBinding<'_>)],
+        resources: &[(&str, wgpu::BindingResource<'_>)],
     ) -> Result<Bound, DeviceError> {
-        assert_eq!(buffers.len(), self.bindings.len(), "{} binds {:?}", self.name, self.bindings);
-        let buffers: HashMap<&str, &wgpu::BufferBinding> =
-            buffers.iter().map(|(name, buffer)| (*name, buffer)).collect();
+        assert_eq!(resources.len(), self.bindings.len(), "{} binds {:?}", self.name, self.bindings);
+        let resources: HashMap<&str, &wgpu::BindingResource> =
+            resources.iter().map(|(name, resource)| (*name, resource)).collect();
         let entry = |binding: &Binding| {
-            let buffer = buffers.get(binding.name.as_str());
-            let buffer = *buffer.unwrap_or_else(|| panic!("{} needs a buffer {}", self.name, binding.name));
-            wgpu::BindGroupEntry {
-                binding: binding.number,
-                resource: wgpu::BindingResource::Buffer(buffer.clone()),
-            }
+            let resource = resources.get(binding.name.as_str());
+            let resource = *resource.unwrap_or_else(|| panic!("{} has no {}", self.name, binding.name));
+            wgpu::BindGroupEntry { binding: binding.number, resource: resource.clone() }
         };
         let entries: Vec<_> = self.bindings.iter().map(entry).collect();
         let descriptor =

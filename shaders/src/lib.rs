@@ -16,6 +16,7 @@ pub mod pages;
 mod preprocess;
 pub mod sampling;
 pub mod step;
+pub mod texels;
 pub mod timing;
 pub mod twins;
 pub mod weights;

@@ -193,15 +193,19 @@ fn load_layer(uploads: &mut Uploads<'_>, layer: u32, shape: &ModelShape) -> Resu
     })
 }
 
-/// Matrices that share an input, each run of one type as one.
+/// Matrices that share an input, each run that is stored as one type as one.
 fn load_placed(uploads: &mut Uploads<'_>, names: &[String]) -> Result<Vec<Placed>, ModelError> {
     let gguf = uploads.gguf();
     let weight = |name: &String| gguf.tensor(&format!("{name}.weight"));
     let bias = |name: &&String| gguf.tensor(&format!("{name}.bias")).is_some();
-    let runs = names.chunk_by(|left, right| match (weight(left), weight(right)) {
-        (Some(left), Some(right)) => left.kind == right.kind && matrix::ends_a_panel(left),
-        _ => false,
-    });
+    let runs: Vec<&[String]> = names
+        .chunk_by(|left, right| match (weight(left), weight(right)) {
+            (Some(left), Some(right)) => {
+                uploads.stored_as(left.kind) == uploads.stored_as(right.kind) && matrix::ends_a_panel(left)
+            }
+            _ => false,
+        })
+        .collect();
     let mut out_base = 0;
     let mut placed = Vec::new();
     for run in runs {

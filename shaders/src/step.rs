@@ -6,6 +6,8 @@
 //! `step/layout.rs` for the metadata, `step/adapters.rs` for adapters, `pages.rs` for who holds which page.
 
 mod adapters;
+mod dispatch;
+mod inputs;
 mod layout;
 mod plan;
 

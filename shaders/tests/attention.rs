@@ -157,7 +157,9 @@ fn check_attention(dim: usize, group: usize, kv_heads: usize, lens: [usize; 2]) 
         want.extend(twins::attention(queries, shape, &kv, &slots(seq, len), scale));
     }
     for device in devices() {
-        let text = Text::new("attention", &[("DIM", &dim.to_string()), ("GROUP", &group.to_string())]);
+        let axes =
+            [("DIM", &*dim.to_string()), ("GROUP", &*group.to_string()), ("SHARE", common::share(device))];
+        let text = Text::new("attention", &axes);
         let kernel = Kernel::new(device, &text).expect("a variant compiles");
         let contents = [
             ("params", Content::of(&[heads as u32, kv_heads as u32, ROWS_AT, scale.to_bits()])),

@@ -5,6 +5,7 @@ mod common;
 use quern_shaders::Device;
 use quern_shaders::harness::{Content, assert_close, assert_same, devices, run};
 use quern_shaders::kernels::{Kernel, Text};
+use quern_shaders::texels::Texel;
 use quern_shaders::twins;
 use quern_shaders::weights::format::{GROUP, PANEL_ROWS};
 use quern_shaders::weights::{Format, Planes, repack};
@@ -24,14 +25,19 @@ impl Matrix {
         Matrix { num_rows, num_groups: num_columns / GROUP, planes }
     }
 
-    fn planes(&self) -> [(&'static str, Content); 3] {
+    /// The planes; in textures with a panel a row where `texels` is "1".
+    fn planes(&self, texels: &str) -> [(&'static str, Content); 3] {
+        let num_panels = self.num_rows.div_ceil(PANEL_ROWS);
         // A plane that a type does not have is bound to something that it must not use.
-        let plane = |words: &[u32]| if words.is_empty() { Content::poisoned(4) } else { Content::of(words) };
-        let planes = &self.planes;
+        let plane = |words: &[u32], texel: Texel| {
+            let content = if words.is_empty() { Content::poisoned(4) } else { Content::of(words) };
+            let panel_words = (words.len() / num_panels).max(4) as u32;
+            if texels == "1" { content.in_rows_of(texel, panel_words * 4 / texel.bytes()) } else { content }
+        };
         [
-            ("quants", plane(&planes.quants)),
-            ("highs", plane(&planes.highs)),
-            ("scales", plane(&planes.scales)),
+            ("quants", plane(&self.planes.quants, Texel::Words)),
+            ("highs", plane(&self.planes.highs, Texel::Word)),
+            ("scales", plane(&self.planes.scales, Texel::Word)),
         ]
     }
 
@@ -40,12 +46,13 @@ impl Matrix {
     fn times(&self, on: &On, x: &[f32], flags: u32, bias: &[f32], before: &[f32]) -> Vec<f32> {
         let num_columns = x.len() / (self.num_groups * GROUP);
         let stride = self.num_rows + 3;
+        let width = (self.num_groups * GROUP / 4) as u32;
         let num_panels = self.num_rows.div_ceil(PANEL_ROWS);
         let params = [
             self.num_groups as u32,
             num_panels as u32,
             self.num_rows as u32,
-            (self.num_groups * GROUP / 4) as u32,
+            width,
             1,
             stride as u32,
             2,
@@ -63,13 +70,20 @@ impl Matrix {
                     Content::of(&[&[f32::NAN; 4], bias].concat())
                 },
             ),
-            ("x", Content::of(x)),
+            (
+                "x",
+                if on.texels == "1" {
+                    Content::of(x).in_rows_of(Texel::Floats, width)
+                } else {
+                    Content::of(x)
+                },
+            ),
             (
                 "out",
                 if before.is_empty() { Content::poisoned(num_columns * stride) } else { Content::of(before) },
             ),
         ];
-        let contents: Vec<_> = contents.into_iter().chain(self.planes()).collect();
+        let contents: Vec<_> = contents.into_iter().chain(self.planes(on.texels)).collect();
         let panels_each = if common::share(on.device) == "1" { 16 } else { 1 };
         let workgroups = [num_panels.div_ceil(panels_each) as u32, num_columns.div_ceil(on.cols) as u32, 1];
         let out = run(on.device, &on.kernel, &contents, workgroups).expect("a kernel runs").floats("out");
@@ -94,22 +108,20 @@ struct On<'a> {
     device: &'a Device,
     kernel: Kernel,
     cols: usize,
+    texels: &'static str,
 }
 
 impl<'a> On<'a> {
     fn new(device: &'a Device, format: Format, cols: usize) -> On<'a> {
-        On::loading(device, format, cols, common::wide(device))
+        On::reading(device, format, cols, common::texels(device))
     }
 
-    /// With this value of the axis `WIDE`.
-    fn loading(device: &'a Device, format: Format, cols: usize, wide: &str) -> On<'a> {
+    /// With this value of the axis `TEXELS`.
+    fn reading(device: &'a Device, format: Format, cols: usize, texels: &'static str) -> On<'a> {
         let (count, share) = (cols.to_string(), common::share(device));
-        let axes = [("QUANT", format.axis), ("COLS", count.as_str()), ("SHARE", share), ("WIDE", wide)];
-        On {
-            device,
-            kernel: Kernel::new(device, &Text::new("matmul", &axes)).expect("a variant compiles"),
-            cols,
-        }
+        let axes = [("QUANT", format.axis), ("COLS", count.as_str()), ("SHARE", share), ("TEXELS", texels)];
+        let kernel = Kernel::new(device, &Text::new("matmul", &axes)).expect("a variant compiles");
+        On { device, kernel, cols, texels }
     }
 }
 
@@ -123,14 +135,18 @@ fn every_type_times_few_and_many_columns() {
             // 11 columns end in the middle of each variant's tile but the first's.
             let together = matrix.times(&On::new(device, format, 8), &x, 0, &[], &[]);
             assert_close(format.axis, &together, &want, 1e-9);
-            // Once is enough: what is read is the same, and compiling takes long.
-            if common::wide(device) == "1" && !device.profile().is_checked {
-                let narrow = matrix.times(&On::loading(device, format, 8, "0"), &x, 0, &[], &[]);
-                assert_same(&format!("{} read in words", format.axis), &narrow, &together);
-            }
             for cols in [2, 4] {
                 let other = matrix.times(&On::new(device, format, cols), &x, 0, &[], &[]);
                 assert_same(&format!("{} in tiles of {cols}", format.axis), &other, &together);
+            }
+            // Compiling takes long; what is read and summed is the same with checks.
+            if !device.profile().is_checked {
+                let most = matrix.times(&On::new(device, format, 16), &x, 0, &[], &[]);
+                assert_same(&format!("{} in tiles of 16", format.axis), &most, &together);
+                // Buffers are for GPUs, and textures for CPUs; here, both run on either.
+                let other = if common::texels(device) == "1" { "0" } else { "1" };
+                let other = matrix.times(&On::reading(device, format, 2, other), &x, 0, &[], &[]);
+                assert_same(&format!("{} in buffers and in textures", format.axis), &other, &together);
             }
             // Columns without company, to the last bit.
             let single = On::new(device, format, 1);
@@ -200,14 +216,15 @@ fn every_type_is_embedded_from_parts() {
         let rows: Vec<u32> = tokens.iter().flat_map(|token| [*token, u32::MAX, u32::MAX, u32::MAX]).collect();
         let params = [num_groups as u32, first, 16, 1, 4, 0, 0, 0];
         for device in devices() {
-            let kernel = Kernel::new(device, &Text::new("embed", &[("QUANT", format.axis)]))
-                .expect("a variant compiles");
+            let texels = common::texels(device);
+            let axes = [("QUANT", format.axis), ("TEXELS", texels)];
+            let kernel = Kernel::new(device, &Text::new("embed", &axes)).expect("a variant compiles");
             let contents = [
                 ("params", Content::of(&params)),
                 ("step_info", Content::of(&[[7].as_slice(), &rows].concat())),
                 ("out", Content::poisoned(tokens.len() * 512)),
             ];
-            let contents: Vec<_> = contents.into_iter().chain(part_of.planes()).collect();
+            let contents: Vec<_> = contents.into_iter().chain(part_of.planes(texels)).collect();
             let out = run(device, &kernel, &contents, [tokens.len() as u32, 1, 1])
                 .expect("a kernel runs")
                 .floats("out");

@@ -8,6 +8,9 @@
 //
 // In a tile a thread first has one key, then a sixteenth of one head's scores, then a word of values in one
 // of PARTS parts of the keys.
+//
+// SHARE: subgroups are eight threads. What all threads need alike, an eighth is read by each and handed to the
+// others: on a CPU that pretends to be a GPU, each read costs more than the arithmetic around it.
 
 const DIM: u32 = $DIMu;
 const GROUP: u32 = $GROUPu;
@@ -27,32 +30,21 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> step_info: array<u32>;
 @group(0) @binding(2) var<storage, read> qkv: array<f32>;
+#if SHARE
+@group(0) @binding(3) var<storage, read> kv: array<vec4<u32>>;
+#else
 @group(0) @binding(3) var<storage, read> kv: array<u32>;
+#endif
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 
 #include "shared/pages.wgsl"
 
 var<workgroup> queries: array<f32, GROUP * DIM>;
 var<workgroup> scores: array<f32, GROUP * TILE>;
-// A value for each sixteenth of a head's scores.
+// A value for each sixteenth of a head's scores, and one for the head.
 var<workgroup> sixteenths: array<f32, GROUP * 16u>;
+var<workgroup> wholes: array<f32, GROUP>;
 var<workgroup> parts: array<vec2<f32>, TILE>;
-
-fn largest_of(head: u32) -> f32 {
-    var largest = LOWEST;
-    for (var i = 0u; i < 16u; i++) {
-        largest = max(largest, sixteenths[head * 16u + i]);
-    }
-    return largest;
-}
-
-fn sum_of(head: u32) -> f32 {
-    var sum = 0.0;
-    for (var i = 0u; i < 16u; i++) {
-        sum += sixteenths[head * 16u + i];
-    }
-    return sum;
-}
 
 @compute @workgroup_size(TILE)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -77,13 +69,30 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         // A thread a key.
         let key = start + thread;
 #for h in GROUP
-        var score$h = LOWEST;
+        var score$h = 0.0;
 #endfor
+#if SHARE
+        // Subgroups whose keys all lie behind the end have nothing to do. Others' threads all stay, with the
+        // last key where theirs lies behind it: each is needed for what it reads.
+        let turns = select(0u, WORDS / 4u, start + thread / 8u * 8u < length);
+        let read = min(key, length - 1u);
+        let page = step_info[pages_at + read / SLOTS];
+        for (var i = 0u; i < turns; i++) {
+            let words = kv[key_word(page, kv_head, read % SLOTS, 4u * i) / 4u];
+#for h in GROUP
+            let mine$h = queries[$hu * DIM + 8u * i + thread % 8u];
+#endfor
+#for w in 4
+            let pair$w = unpack2x16float(words[$w]);
+#for h in GROUP
+            score$h = fma(subgroupBroadcast(mine$h, 2u * $wu), pair$w.x, score$h);
+            score$h = fma(subgroupBroadcast(mine$h, 2u * $wu + 1u), pair$w.y, score$h);
+#endfor
+#endfor
+        }
+#else
         if key < length {
             let page = step_info[pages_at + key / SLOTS];
-#for h in GROUP
-            score$h = 0.0;
-#endfor
             for (var i = 0u; i < WORDS; i++) {
                 let pair = unpack2x16float(kv[key_word(page, kv_head, key % SLOTS, i)]);
 #for h in GROUP
@@ -92,6 +101,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 #endfor
             }
         }
+#endif
+#for h in GROUP
+        score$h = select(LOWEST, score$h, key < length);
+#endfor
 #for h in GROUP
         scores[$hu * TILE + thread] = score$h;
 #endfor
@@ -106,12 +119,19 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             sixteenths[i] = largest;
         }
         workgroupBarrier();
+        if thread < GROUP {
+            var largest = LOWEST;
+            for (var i = 0u; i < 16u; i++) {
+                largest = max(largest, sixteenths[thread * 16u + i]);
+            }
+            wholes[thread] = largest;
+        }
+        workgroupBarrier();
 #for h in GROUP
-        let next$h = max(largest$h, largest_of($hu));
+        let next$h = max(largest$h, wholes[$h]);
         let shrink$h = exp(largest$h - next$h);
         largest$h = next$h;
 #endfor
-        workgroupBarrier();
         // Every thread knows every head's largest score by now, and takes the weights of its own key.
 #for h in GROUP
         scores[$hu * TILE + thread] = select(0.0, exp(score$h - largest$h), key < length);
@@ -125,13 +145,38 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             sixteenths[i] = sum;
         }
         workgroupBarrier();
+        if thread < GROUP {
+            var sum = 0.0;
+            for (var i = 0u; i < 16u; i++) {
+                sum += sixteenths[thread * 16u + i];
+            }
+            wholes[thread] = sum;
+        }
+        workgroupBarrier();
 
         // A thread a word of values, over the keys of its part.
 #for h in GROUP
-        total$h = fma(total$h, shrink$h, sum_of($hu));
+        total$h = fma(total$h, shrink$h, wholes[$h]);
         values$h *= shrink$h;
 #endfor
         let end = min(length - start, (part + 1u) * (TILE / PARTS));
+#if SHARE
+        for (var k = part * (TILE / PARTS); k < end; k += 8u) {
+#for h in GROUP
+            let mine$h = scores[$hu * TILE + k + thread % 8u];
+#endfor
+            // A page holds all eight: it begins at a multiple of 32.
+            let page = step_info[pages_at + (start + k) / SLOTS];
+            // Keys behind the end weigh nothing.
+#for e in 8
+            let at$e = value_word(page, kv_head, min(k + $eu, end - 1u) % SLOTS, word);
+            let pair$e = unpack2x16float(kv[at$e / 4u][at$e % 4u]);
+#for h in GROUP
+            values$h = fma(vec2<f32>(subgroupBroadcast(mine$h, $eu)), pair$e, values$h);
+#endfor
+#endfor
+        }
+#else
         for (var k = part * (TILE / PARTS); k < end; k++) {
             let page = step_info[pages_at + (start + k) / SLOTS];
             let pair = unpack2x16float(kv[value_word(page, kv_head, k % SLOTS, word)]);
@@ -139,6 +184,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             values$h = fma(vec2<f32>(scores[$hu * TILE + k]), pair, values$h);
 #endfor
         }
+#endif
         workgroupBarrier();
     }
 

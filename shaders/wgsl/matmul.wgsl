@@ -12,8 +12,7 @@
 // values and hands them to the others; loads are what costs most on a CPU that pretends to be a GPU. There,
 // K is one slice, because a load of what all threads need alike is only cheap where it is the same place.
 //
-// WIDE: quants and columns are read as 64-bit numbers and taken apart: half as many loads for the same bytes,
-// on a CPU that pretends to be a GPU.
+// TEXELS: W's planes and x are textures, x with a column a row and four values a texel; see `src/texels.rs`.
 
 #if SHARE
 #set ROWS 4
@@ -45,16 +44,9 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> step_info: array<u32>;
-#if WIDE
-@group(0) @binding(2) var<storage, read> quants: array<vec2<u64>>;
-#else
-@group(0) @binding(2) var<storage, read> quants: array<vec4<u32>>;
-#endif
-@group(0) @binding(3) var<storage, read> highs: array<u32>;
-@group(0) @binding(4) var<storage, read> scales: array<u32>;
 @group(0) @binding(5) var<storage, read> bias: array<f32>;
-#if WIDE
-@group(0) @binding(6) var<storage, read> x: array<vec2<u64>>;
+#if TEXELS
+@group(0) @binding(6) var x: texture_storage_2d<rgba32float, read>;
 #else
 @group(0) @binding(6) var<storage, read> x: array<vec4<f32>>;
 #endif
@@ -69,11 +61,12 @@ const SLICES: u32 = $SLICESu;
 var<workgroup> sums: array<f32, LANES * SLICES * $COLSu>;
 #endif
 
-fn values(at: u32) -> vec4<f32> {
-#if WIDE
-    return bitcast<vec4<f32>>(words_of(x[at]));
+// Values 4 * at and the next three of a column.
+fn values(column: u32, at: u32) -> vec4<f32> {
+#if TEXELS
+    return textureLoad(x, vec2<u32>(at, column));
 #else
-    return x[at];
+    return x[column * params.x_stride + at];
 #endif
 }
 
@@ -102,7 +95,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 #endfor
 #for c in COLS
     let column$c = workgroup.y * $COLSu + $cu;
-    let x_at$c = min(column$c, num_columns - 1u) * params.x_stride;
+    let from$c = min(column$c, num_columns - 1u);
 #endfor
 #for r in ROWS
 #for c in COLS
@@ -123,7 +116,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 #endfor
 #for c in COLS
 #if SHARE
-        let mine$c = values(x_at$c + g * 8u + row);
+        let mine$c = values(from$c, g * 8u + row);
 #endif
 #if MIN
         var total$c = 0.0;
@@ -141,7 +134,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 #if SHARE
         let x$c$h$j = subgroupBroadcast(mine$c, $hu * 4u + $ju);
 #else
-        let x$c$h$j = values(x_at$c + g * 8u + $hu * 4u + $ju);
+        let x$c$h$j = values(from$c, g * 8u + $hu * 4u + $ju);
 #endif
 #if MIN
         total$c += (x$c$h$j.x + x$c$h$j.y) + (x$c$h$j.z + x$c$h$j.w);

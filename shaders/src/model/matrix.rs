@@ -5,6 +5,7 @@ use quern_gguf::{Gguf, TensorInfo, TensorType};
 use super::{ModelError, rows_of};
 use crate::buffers::{Buffer, Use};
 use crate::device::Device;
+use crate::texels::{Plane, Texel, has_texels};
 use crate::weights::format::{GROUP, PANEL_ROWS};
 use crate::weights::{Format, Planes, repack, widen_q5_0};
 
@@ -20,6 +21,8 @@ pub struct Matrix {
     pub format: Format,
     /// Groups of a row.
     pub num_groups: u32,
+    /// Whether its planes are textures.
+    pub in_texels: bool,
     /// Its parts, in the order of their rows.
     pub shards: Vec<Shard>,
 }
@@ -32,11 +35,11 @@ pub struct Shard {
     /// How many rows.
     pub num_rows: u32,
     /// The plane of numbers.
-    pub quants: Buffer,
+    pub quants: Plane,
     /// The plane of upper bits; a word where the format has none.
-    pub highs: Buffer,
+    pub highs: Plane,
     /// The plane of scales; a word where the format has none.
-    pub scales: Buffer,
+    pub scales: Plane,
 }
 
 impl Matrix {
@@ -50,7 +53,7 @@ impl Matrix {
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         let planes = self.shards.iter().flat_map(|shard| [&shard.quants, &shard.highs, &shard.scales]);
-        planes.map(Buffer::size_bytes).sum()
+        planes.map(Plane::size_bytes).sum()
     }
 }
 
@@ -92,7 +95,7 @@ impl<'a> Uploads<'a> {
         let bytes = self.gguf.read_tensor(tensor)?;
         self.has_read(bytes.len() as u64)?;
         let buffer = self.buffer(name, bytes.len() as u64)?;
-        self.write(&buffer, 0, &bytes)?;
+        self.write(&buffer, &bytes)?;
         Ok(buffer)
     }
 
@@ -110,7 +113,7 @@ impl<'a> Uploads<'a> {
         }
         self.has_read(bytes.len() as u64)?;
         let buffer = self.buffer(&format!("{}.bias", names[0]), bytes.len() as u64)?;
-        self.write(&buffer, 0, &bytes)?;
+        self.write(&buffer, &bytes)?;
         Ok(buffer)
     }
 
@@ -125,47 +128,62 @@ impl<'a> Uploads<'a> {
             .ok_or_else(|| ModelError::TensorType { tensor: tensors[0].name.clone(), kind })?;
         let num_groups = num_columns / GROUP;
         let num_rows: u64 = tensors.iter().map(|tensor| rows_of(tensor)).sum();
-        let shards = self.shards(names[0], format, num_groups, num_rows)?;
+        let in_texels = self.in_texels(format, num_columns);
+        let shards = self.shards(names[0], format, num_groups, num_rows, in_texels)?;
         let mut first_row = 0;
         for tensor in tensors {
             self.upload(tensor, format, first_row, &shards)?;
             first_row += rows_of(tensor);
         }
-        Ok(Matrix { format, num_groups: num_groups as u32, shards })
+        Ok(Matrix { format, num_groups: num_groups as u32, in_texels, shards })
     }
 
     /// What a type becomes on this device. A CPU that pretends to be a GPU spends its time on unpacking, and
     /// not on reading: there, the most frequent type of small models is widened.
-    fn stored_as(&self, kind: TensorType) -> TensorType {
+    pub(super) fn stored_as(&self, kind: TensorType) -> TensorType {
         let widens = self.device.profile().is_cpu && kind == TensorType::Q5_0;
         if widens { TensorType::Q8_0 } else { kind }
     }
 
-    /// Empty parts of a matrix, each as large as a binding allows.
+    /// Whether a matrix's planes become textures; see `texels.rs`.
+    fn in_texels(&self, format: Format, num_columns: usize) -> bool {
+        let profile = self.device.profile();
+        let [quants, highs, scales] = format.panel_words(num_columns / GROUP);
+        let width = (quants / 4).max(highs).max(scales);
+        profile.reads_texels && has_texels(num_columns as u32) && width <= profile.max_texture_side as usize
+    }
+
+    /// Empty parts of a matrix, each as large as a binding or a texture can be.
     fn shards(
         &mut self,
         name: &str,
         format: Format,
         num_groups: usize,
         num_rows: u64,
+        in_texels: bool,
     ) -> Result<Vec<Shard>, ModelError> {
         let words = format.panel_words(num_groups).map(|words| words as u64);
         let largest = words.into_iter().max().unwrap_or(1) * 4;
         let profile = self.device.profile();
         let limit = profile.max_binding_bytes.min(profile.max_buffer_bytes);
-        let panels_each = (limit / largest).max(1);
+        let most = if in_texels { u64::from(profile.max_texture_side) } else { u64::MAX };
+        let panels_each = (limit / largest).clamp(1, most);
         let num_panels = num_rows.div_ceil(PANEL_ROWS as u64);
         let mut shards = Vec::new();
         for first_panel in (0..num_panels).step_by(panels_each as usize) {
             let panels = panels_each.min(num_panels - first_panel);
             let first_row = first_panel * PANEL_ROWS as u64;
-            let mut plane = |words: u64| self.buffer(name, words * panels * 4);
+            let mut plane = |words: u64, texel: Texel| -> Result<Plane, ModelError> {
+                let plane = Plane::new(self.device, name, in_texels.then_some(texel), words, panels)?;
+                self.device_bytes += plane.size_bytes();
+                Ok(plane)
+            };
             shards.push(Shard {
                 first_row: first_row as u32,
                 num_rows: (panels * PANEL_ROWS as u64).min(num_rows - first_row) as u32,
-                quants: plane(words[0])?,
-                highs: plane(words[1])?,
-                scales: plane(words[2])?,
+                quants: plane(words[0], Texel::Words)?,
+                highs: plane(words[1], Texel::Word)?,
+                scales: plane(words[2], Texel::Word)?,
             });
         }
         Ok(shards)
@@ -205,8 +223,9 @@ impl<'a> Uploads<'a> {
                 (&shard.highs, &planes.highs),
                 (&shard.scales, &planes.scales),
             ];
-            for ((buffer, plane), words) in to.into_iter().zip(words) {
-                self.write(buffer, panel * words * 4, bytemuck::cast_slice(plane))?;
+            for ((plane, content), words) in to.into_iter().zip(words) {
+                plane.write(self.device, panel, words, content);
+                self.has_sent(content.len() as u64 * 4)?;
             }
             row += rows;
         }
@@ -219,9 +238,13 @@ impl<'a> Uploads<'a> {
         Ok(buffer)
     }
 
-    fn write(&mut self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<(), ModelError> {
-        buffer.write(self.device, offset, bytes);
-        self.in_flight += bytes.len() as u64;
+    fn write(&mut self, buffer: &Buffer, bytes: &[u8]) -> Result<(), ModelError> {
+        buffer.write(self.device, 0, bytes);
+        self.has_sent(bytes.len() as u64)
+    }
+
+    fn has_sent(&mut self, bytes: u64) -> Result<(), ModelError> {
+        self.in_flight += bytes;
         if self.in_flight > MAX_IN_FLIGHT { self.flush() } else { Ok(()) }
     }
 

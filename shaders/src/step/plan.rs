@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use super::adapters::{Adapters, Place};
+use super::dispatch::{COLS, Grid, Op};
+use super::inputs::{Copied, Inputs};
 use super::layout::{Batch, Layout, ROW_WORDS};
 use super::{RunnerError, StepLimits};
 use crate::buffers::{Buffer, Use};
 use crate::device::Device;
 use crate::error::DeviceError;
-use crate::kernels::{Bound, Kernel, Text};
+use crate::kernels::{Kernel, Text};
 use crate::model::{Matrix, Model, ModelShape, Placed};
 use crate::pages::PAGE_TOKENS;
+use crate::texels::Texels;
 use crate::timing::Clock;
 
-/// The numbers of columns that there are variants of `matmul` for.
-const COLS: [u32; 4] = [1, 2, 4, 8];
 /// Flags of `matmul`.
 const ADD_BIAS: u32 = 1;
 const ADD_TO_OUT: u32 = 2;
@@ -50,6 +51,7 @@ pub(super) struct Memory {
     pub staging: Buffer,
     /// Bound where a kernel has nothing to read.
     none: Buffer,
+    inputs: Inputs,
 }
 
 impl Memory {
@@ -92,6 +94,7 @@ impl Memory {
             turns: Buffer::with(device, "turns", &turns)?,
             staging: Buffer::new(device, "a step's outputs", outputs_bytes, Use::Readback)?,
             none: Buffer::new(device, "nothing", 16, Use::Storage)?,
+            inputs: Inputs::new(device, shape, limits)?,
         })
     }
 
@@ -113,53 +116,7 @@ impl Memory {
             &self.none,
         ];
         let sum = |buffers: &mut dyn Iterator<Item = &Buffer>| buffers.map(Buffer::size_bytes).sum();
-        [sum(&mut self.kv.iter()), sum(&mut others.into_iter())]
-    }
-}
-
-/// How many workgroups a dispatch has.
-#[derive(Debug, Clone, Copy)]
-enum Grid {
-    /// One for each row, and so many beside it.
-    Rows(u32),
-    /// So many for each row.
-    Each(u32),
-    /// So many for each tile of columns.
-    Panels(u32),
-    /// So many for each row and each of so many modules.
-    Modules(u32, u32),
-}
-
-/// One dispatch of a step.
-#[derive(Debug)]
-struct Op {
-    /// One variant, or one for each of [`COLS`].
-    kernels: Vec<Arc<Kernel>>,
-    bound: Bound,
-    grid: Grid,
-    /// Left out of steps without adapters.
-    is_for_adapters: bool,
-}
-
-impl Op {
-    /// The variant for so many rows, and its workgroups.
-    fn dispatch(&self, num_rows: u32) -> (&Kernel, [u32; 3]) {
-        match self.grid {
-            Grid::Rows(beside) => (&self.kernels[0], [num_rows, beside, 1]),
-            Grid::Each(count) => (&self.kernels[0], [count, num_rows, 1]),
-            Grid::Modules(count, modules) => (&self.kernels[0], [count, num_rows, modules]),
-            Grid::Panels(count) => {
-                let variant = COLS.iter().position(|cols| *cols >= num_rows).unwrap_or(COLS.len() - 1);
-                (&self.kernels[variant], [count, num_rows.div_ceil(COLS[variant]), 1])
-            }
-        }
-    }
-
-    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, num_rows: u32) {
-        let (kernel, [x, y, z]) = self.dispatch(num_rows);
-        pass.set_pipeline(&kernel.pipeline);
-        pass.set_bind_group(0, &self.bound.0, &[]);
-        pass.dispatch_workgroups(x, y, z);
+        [sum(&mut self.kv.iter()), sum(&mut others.into_iter()) + self.inputs.bytes()]
     }
 }
 
@@ -208,6 +165,7 @@ impl Plan {
         let vocab = model.shape.vocab;
         let product = Product {
             x: &memory.outputs,
+            texels: memory.inputs.outputs.as_ref(),
             out: &memory.logits,
             out_stride: vocab,
             columns_at: Layout::LOGITS,
@@ -222,8 +180,15 @@ impl Plan {
     }
 
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, counts: Counts, with_adapters: bool) {
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        self.ops(counts, with_adapters).for_each(|(op, num_rows)| op.encode(&mut pass, num_rows));
+        let mut ops = self.ops(counts, with_adapters).peekable();
+        while let Some((op, num_rows)) = ops.next() {
+            op.copy(encoder, num_rows);
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            op.encode(&mut pass, num_rows);
+            while let Some((op, num_rows)) = ops.next_if(|(op, _)| op.copied.is_none()) {
+                op.encode(&mut pass, num_rows);
+            }
+        }
     }
 
     /// As [`Plan::encode`], with each dispatch in a pass of its own between two timestamps. Each one's
@@ -240,6 +205,7 @@ impl Plan {
         for (run, (op, num_rows)) in (0..).zip(self.ops(counts, with_adapters)) {
             let timestamp_writes = Some(clock.around(run));
             let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
+            op.copy(encoder, num_rows);
             op.encode(&mut encoder.begin_compute_pass(&descriptor), num_rows);
             let (kernel, workgroups) = op.dispatch(num_rows);
             dispatches.push((kernel.name().to_owned(), workgroups));
@@ -261,6 +227,8 @@ impl Plan {
 /// Where a product's columns come from and go to.
 struct Product<'a> {
     x: &'a Buffer,
+    /// Where matrices in textures read it.
+    texels: Option<&'a Texels>,
     out: &'a Buffer,
     out_stride: u32,
     columns_at: u32,
@@ -282,6 +250,11 @@ impl Builder<'_> {
         if self.device.profile().subgroup_size.is_some() { "1" } else { "0" }
     }
 
+    /// Whether kernels' threads hand each other what they read; see `attention.wgsl` and `matmul.wgsl`.
+    fn share(&self) -> &'static str {
+        if self.device.profile().subgroup_size == Some(8) { "1" } else { "0" }
+    }
+
     fn params(&self, words: &[u32]) -> Result<Buffer, DeviceError> {
         let mut words = words.to_vec();
         words.resize(words.len().next_multiple_of(4), 0);
@@ -291,35 +264,36 @@ impl Builder<'_> {
         Ok(buffer)
     }
 
-    /// Binds `params`, `step_info` and the given buffers.
+    /// Binds `params`, `step_info` and what is given.
     fn op(
         &self,
         kernels: Vec<Arc<Kernel>>,
         params: &[u32],
-        buffers: &[(&str, &Buffer)],
+        bindings: &[(&str, wgpu::BindingResource<'_>)],
         grid: Grid,
     ) -> Result<Op, DeviceError> {
         let params = self.params(params)?;
-        let mut bindings = vec![("params", params.whole())];
+        let mut bindings = bindings.to_vec();
+        bindings.push(("params", params.whole()));
         let reads_step = kernels[0].bindings().any(|(name, _)| name == "step_info");
         if reads_step {
             bindings.push(("step_info", self.memory.step_info.whole()));
         }
-        bindings.extend(buffers.iter().map(|(name, buffer)| (*name, buffer.whole())));
         let bound = kernels[0].bind(self.device, &bindings)?;
-        Ok(Op { kernels, bound, grid, is_for_adapters: false })
+        Ok(Op { kernels, bound, grid, copied: None, is_for_adapters: false })
     }
 
     fn embed(&self) -> Result<Vec<Op>, DeviceError> {
         let (matrix, memory) = (&self.model.embedding, self.memory);
-        let kernel = self.kernel("embed", &[("QUANT", matrix.format.axis)])?;
+        let texels = if matrix.in_texels { "1" } else { "0" };
+        let kernel = self.kernel("embed", &[("QUANT", matrix.format.axis), ("TEXELS", texels)])?;
         let op = |shard: &crate::model::Shard| {
             let params = [matrix.num_groups, shard.first_row, shard.num_rows, Layout::ROWS_AT, ROW_WORDS];
             let buffers = [
-                ("quants", &shard.quants),
-                ("highs", &shard.highs),
-                ("scales", &shard.scales),
-                ("out", &memory.x),
+                ("quants", shard.quants.whole()),
+                ("highs", shard.highs.whole()),
+                ("scales", shard.scales.whole()),
+                ("out", memory.x.whole()),
             ];
             self.op(vec![Arc::clone(&kernel)], &params, &buffers, Grid::Rows(1))
         };
@@ -328,22 +302,29 @@ impl Builder<'_> {
 
     fn layer(&self, idx: usize, ops: &mut Vec<Op>) -> Result<(), DeviceError> {
         let (layer, memory, shape) = (&self.model.layers[idx], self.memory, &self.model.shape);
-        let every_row = |x, out, out_stride| Product { x, out, out_stride, columns_at: Layout::ROWS };
+        let inputs = &memory.inputs;
+        let every_row = |x, texels: Option<_>, out, out_stride| Product {
+            x,
+            texels,
+            out,
+            out_stride,
+            columns_at: Layout::ROWS,
+        };
         ops.push(self.rms_norm(&memory.x, &layer.attn_norm, &memory.normed, 0)?);
-        let product = every_row(&memory.normed, &memory.qkv, shape.qkv_width());
+        let product = every_row(&memory.normed, inputs.normed.as_ref(), &memory.qkv, shape.qkv_width());
         self.placed(&layer.qkv, &product, ops)?;
         self.adapt(idx, Place::Qkv, &product, ops)?;
         ops.push(self.rope_store(idx)?);
         ops.push(self.attention(idx)?);
-        let product = every_row(&memory.attended, &memory.x, shape.hidden);
+        let product = every_row(&memory.attended, inputs.attended.as_ref(), &memory.x, shape.hidden);
         ops.extend(self.matmul(&layer.attn_out, &product, None, 0, ADD_TO_OUT)?);
         self.adapt(idx, Place::AttentionOut, &product, ops)?;
         ops.push(self.rms_norm(&memory.x, &layer.ffn_norm, &memory.normed, 0)?);
-        let product = every_row(&memory.normed, &memory.gate_up, 2 * shape.ffn);
+        let product = every_row(&memory.normed, inputs.normed.as_ref(), &memory.gate_up, 2 * shape.ffn);
         self.placed(&layer.gate_up, &product, ops)?;
         self.adapt(idx, Place::GateUp, &product, ops)?;
         ops.push(self.swiglu()?);
-        let product = every_row(&memory.gated, &memory.x, shape.hidden);
+        let product = every_row(&memory.gated, inputs.gated.as_ref(), &memory.x, shape.hidden);
         ops.extend(self.matmul(&layer.down, &product, None, 0, ADD_TO_OUT)?);
         self.adapt(idx, Place::Down, &product, ops)
     }
@@ -375,7 +356,7 @@ impl Builder<'_> {
             let kernel = self.kernel(name, &[])?;
             let bindings: Vec<_> = common.iter().cloned().chain([(end, buffer.whole())]).collect();
             let bound = kernel.bind(self.device, &bindings)?;
-            ops.push(Op { kernels: vec![kernel], bound, grid, is_for_adapters: true });
+            ops.push(Op { kernels: vec![kernel], bound, grid, copied: None, is_for_adapters: true });
         }
         Ok(())
     }
@@ -384,7 +365,12 @@ impl Builder<'_> {
         let kernel = self.kernel("rms_norm", &[("SUBGROUPS", self.subgroups())])?;
         let shape = &self.model.shape;
         let params = [shape.hidden / 4, rows_at, shape.epsilon.to_bits()];
-        self.op(vec![kernel], &params, &[("x", x), ("weight", weight), ("out", out)], Grid::Rows(1))
+        self.op(
+            vec![kernel],
+            &params,
+            &[("x", x.whole()), ("weight", weight.whole()), ("out", out.whole())],
+            Grid::Rows(1),
+        )
     }
 
     fn placed(&self, placed: &[Placed], product: &Product<'_>, ops: &mut Vec<Op>) -> Result<(), DeviceError> {
@@ -403,17 +389,17 @@ impl Builder<'_> {
         out_base: u32,
         flags: u32,
     ) -> Result<Vec<Op>, DeviceError> {
-        // Subgroups of eight threads, a panel's rows, hand each other the columns; see the kernel.
-        let shares = self.device.profile().subgroup_size == Some(8);
+        let share = self.share();
+        let texels = product.texels.filter(|_| matrix.in_texels);
+        let (in_texels, x) = texels.map_or(("0", product.x.whole()), |texels| ("1", texels.whole()));
         let mut kernels = Vec::new();
-        for cols in COLS {
-            let share = if shares { "1" } else { "0" };
-            let wide = if shares && self.device.profile().wide_loads { "1" } else { "0" };
-            let columns = cols.to_string();
-            let axes = [("QUANT", matrix.format.axis), ("COLS", &*columns), ("SHARE", share), ("WIDE", wide)];
+        let num_variants = if in_texels == "1" { COLS.len() } else { COLS.len() - 1 };
+        for cols in COLS[..num_variants].iter().map(u32::to_string) {
+            let axes =
+                [("QUANT", matrix.format.axis), ("COLS", &*cols), ("SHARE", share), ("TEXELS", in_texels)];
             kernels.push(self.kernel("matmul", &axes)?);
         }
-        let panels_each = if shares { 16 } else { 1 };
+        let panels_each = if share == "1" { 16 } else { 1 };
         let op = |shard: &crate::model::Shard| {
             let panels = shard.num_rows.div_ceil(8);
             let params = [
@@ -428,16 +414,18 @@ impl Builder<'_> {
                 flags,
             ];
             let buffers = [
-                ("quants", &shard.quants),
-                ("highs", &shard.highs),
-                ("scales", &shard.scales),
-                ("bias", bias.unwrap_or(&self.memory.none)),
-                ("x", product.x),
-                ("out", product.out),
+                ("quants", shard.quants.whole()),
+                ("highs", shard.highs.whole()),
+                ("scales", shard.scales.whole()),
+                ("bias", bias.unwrap_or(&self.memory.none).whole()),
+                ("x", x.clone()),
+                ("out", product.out.whole()),
             ];
             self.op(kernels.clone(), &params, &buffers, Grid::Panels(panels.div_ceil(panels_each)))
         };
-        matrix.shards.iter().map(op).collect()
+        let mut ops = matrix.shards.iter().map(op).collect::<Result<Vec<_>, _>>()?;
+        ops[0].copied = texels.map(|texels| Copied { from: product.x.clone(), to: texels.clone() });
+        Ok(ops)
     }
 
     fn rope_store(&self, idx: usize) -> Result<Op, DeviceError> {
@@ -448,29 +436,31 @@ impl Builder<'_> {
         let params = [shape.heads, shape.kv_heads, Layout::ROWS_AT, shape.epsilon.to_bits()];
         let norms = layer.head_norms.as_ref();
         let buffers = [
-            ("turns", &memory.turns),
-            ("query_norm", norms.map_or(&memory.none, |norms| &norms.query)),
-            ("key_norm", norms.map_or(&memory.none, |norms| &norms.key)),
-            ("qkv", &memory.qkv),
-            ("kv", &memory.kv[idx]),
+            ("turns", memory.turns.whole()),
+            ("query_norm", norms.map_or(&memory.none, |norms| &norms.query).whole()),
+            ("key_norm", norms.map_or(&memory.none, |norms| &norms.key).whole()),
+            ("qkv", memory.qkv.whole()),
+            ("kv", memory.kv[idx].whole()),
         ];
         self.op(vec![kernel], &params, &buffers, Grid::Rows(shape.heads + 2 * shape.kv_heads))
     }
 
     fn attention(&self, idx: usize) -> Result<Op, DeviceError> {
         let (memory, shape) = (self.memory, &self.model.shape);
-        let axes = [("DIM", &*shape.head_dim.to_string()), ("GROUP", &*shape.group().to_string())];
+        let (dim, group) = (shape.head_dim.to_string(), shape.group().to_string());
+        let axes = [("DIM", &*dim), ("GROUP", &*group), ("SHARE", self.share())];
         let kernel = self.kernel("attention", &axes)?;
         let scale = 1.0 / (shape.head_dim as f32).sqrt();
         let params = [shape.heads, shape.kv_heads, Layout::ROWS_AT, scale.to_bits()];
-        let buffers = [("qkv", &memory.qkv), ("kv", &memory.kv[idx]), ("out", &memory.attended)];
+        let buffers =
+            [("qkv", memory.qkv.whole()), ("kv", memory.kv[idx].whole()), ("out", memory.attended.whole())];
         self.op(vec![kernel], &params, &buffers, Grid::Rows(shape.kv_heads))
     }
 
     fn swiglu(&self) -> Result<Op, DeviceError> {
         let kernel = self.kernel("swiglu", &[])?;
         let width = self.model.shape.ffn / 4;
-        let buffers = [("gate_up", &self.memory.gate_up), ("out", &self.memory.gated)];
+        let buffers = [("gate_up", self.memory.gate_up.whole()), ("out", self.memory.gated.whole())];
         self.op(vec![kernel], &[width], &buffers, Grid::Each(width.div_ceil(64)))
     }
 }

@@ -51,7 +51,7 @@ pub fn share(device: &Device) -> &'static str {
     if device.profile().subgroup_size == Some(8) { "1" } else { "0" }
 }
 
-/// As [`share`], for kernels that read weights as 64-bit numbers.
-pub fn wide(device: &Device) -> &'static str {
-    if device.profile().wide_loads { share(device) } else { "0" }
+/// The value of the axis `TEXELS` that fits a device.
+pub fn texels(device: &Device) -> &'static str {
+    if device.profile().reads_texels { "1" } else { "0" }
 }

@@ -6,7 +6,50 @@
 //   highs:  HIGH x 8 rows of a word (the upper bits of numbers of 5 and 6 bits),
 //   scales: 8 rows of two bytes, 8 rows of a word, or for each superblock of eight groups 5 x 8 rows of a word.
 // `src/weights/format.rs` has the same table. Weights come in two halves of four vectors of four.
-// Before: params.groups (of a row), quants, highs and scales.
+// TEXELS: planes are textures, a panel a row; a texel is 16 bytes of quants, or a word.
+// Before: params.groups (of a row).
+
+#if TEXELS
+@group(0) @binding(2) var quants: texture_storage_2d<rgba32uint, read>;
+@group(0) @binding(3) var highs: texture_storage_2d<r32uint, read>;
+@group(0) @binding(4) var scales: texture_storage_2d<r32uint, read>;
+
+fn quants_at(panel: u32, at: u32) -> vec4<u32> {
+    return textureLoad(quants, vec2<u32>(at, panel));
+}
+
+fn high_at(panel: u32, at: u32) -> u32 {
+    return textureLoad(highs, vec2<u32>(at, panel)).x;
+}
+
+fn scale_at(panel: u32, at: u32) -> u32 {
+    return textureLoad(scales, vec2<u32>(at, panel)).x;
+}
+#else
+@group(0) @binding(2) var<storage, read> quants: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read> highs: array<u32>;
+@group(0) @binding(4) var<storage, read> scales: array<u32>;
+
+fn quants_at(panel: u32, at: u32) -> vec4<u32> {
+    return quants[panel * params.groups * $VECTORSu * 8u + at];
+}
+
+fn high_at(panel: u32, at: u32) -> u32 {
+    return highs[panel * params.groups * $HIGHu * 8u + at];
+}
+
+fn scale_at(panel: u32, at: u32) -> u32 {
+#if SCALE_HALF
+    return scales[panel * params.groups * 4u + at];
+#else
+#if SCALE_PAIR
+    return scales[panel * params.groups * 8u + at];
+#else
+    return scales[panel * (params.groups / 8u) * 40u + at];
+#endif
+#endif
+}
+#endif
 
 struct Group {
     low: array<vec4<u32>, $VECTORS>,
@@ -19,50 +62,38 @@ struct Group {
     least: f32,
 }
 
-#if WIDE
-fn words_of(wide: vec2<u64>) -> vec4<u32> {
-    let upper = wide >> vec2<u32>(32u);
-    return vec4<u32>(u32(wide.x), u32(upper.x), u32(wide.y), u32(upper.y));
-}
-#endif
-
 fn load_group(panel: u32, row: u32, g: u32) -> Group {
     var group: Group;
-    let at = panel * params.groups + g;
 #for v in VECTORS
-#if WIDE
-    group.low[$v] = words_of(quants[(at * $VECTORSu + $vu) * 8u + row]);
-#else
-    group.low[$v] = quants[(at * $VECTORSu + $vu) * 8u + row];
-#endif
+    group.low[$v] = quants_at(panel, (g * $VECTORSu + $vu) * 8u + row);
 #endfor
 #for h in HIGH
-    group.high[$h] = highs[(at * $HIGHu + $hu) * 8u + row];
+    group.high[$h] = high_at(panel, (g * $HIGHu + $hu) * 8u + row);
 #endfor
     group.scale = array<f32, 2>(1.0, 1.0);
     group.least = 0.0;
 #if SCALE_HALF
     // Two rows share a word.
-    let scale = unpack2x16float(scales[at * 4u + row / 2u] >> (row % 2u * 16u)).x;
+    let scale = unpack2x16float(scale_at(panel, g * 4u + row / 2u) >> (row % 2u * 16u)).x;
     group.scale = array<f32, 2>(scale, scale);
 #endif
 #if SCALE_PAIR
-    let pair = unpack2x16float(scales[at * 8u + row]);
+    let pair = unpack2x16float(scale_at(panel, g * 8u + row));
     group.scale = array<f32, 2>(pair.x, pair.x);
     group.least = pair.y;
 #endif
 #if SCALE_SUPER
-    let super_at = (panel * (params.groups / 8u) + g / 8u) * 40u + row;
-    let pair = unpack2x16float(scales[super_at]);
-    let own = scales[super_at + 8u + g % 8u / 2u * 8u] >> (g % 2u * 16u);
+    let super_at = g / 8u * 40u + row;
+    let pair = unpack2x16float(scale_at(panel, super_at));
+    let own = scale_at(panel, super_at + 8u + g % 8u / 2u * 8u) >> (g % 2u * 16u);
     let scale = pair.x * f32(own & 255u);
     group.scale = array<f32, 2>(scale, scale);
     group.least = -(pair.y * f32((own >> 8u) & 255u));
 #endif
 #if SCALE_SIX
-    let super_at = (panel * (params.groups / 8u) + g / 8u) * 40u + row;
-    let whole = bitcast<f32>(scales[super_at]);
-    let own = bitcast<i32>(scales[super_at + 8u + g % 8u / 2u * 8u] << (16u - g % 2u * 16u));
+    let super_at = g / 8u * 40u + row;
+    let whole = bitcast<f32>(scale_at(panel, super_at));
+    let own = bitcast<i32>(scale_at(panel, super_at + 8u + g % 8u / 2u * 8u) << (16u - g % 2u * 16u));
     group.scale = array<f32, 2>(whole * f32((own << 8u) >> 24u), whole * f32(own >> 24u));
 #endif
     return group;
