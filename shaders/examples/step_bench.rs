@@ -124,7 +124,7 @@ impl Bench {
         // Nothing is forked here, so that nothing is to be copied.
         self.book.reserve(&appends)?;
         let lists: Vec<&[u32]> = parts.iter().map(|(seq_id, _)| self.book.pages(*seq_id)).collect();
-        Ok(run(&mut self.runner, &Batch { rows: &rows, lists: &lists, logits: &logits, hidden: &[] })?)
+        Ok(run(&mut self.runner, &Batch { rows: &rows, lists: &lists, logits: &logits, ..Batch::default() })?)
     }
 
     fn parts(shape: Shape) -> Vec<(u32, u32)> {

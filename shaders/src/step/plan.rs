@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::adapters::{Adapters, Place};
+use super::draw::Drawing;
 use super::layout::{Batch, Layout, ROW_WORDS};
 use super::{RunnerError, StepLimits};
 use crate::buffers::{Buffer, Use};
@@ -119,7 +120,7 @@ impl Memory {
 
 /// How many workgroups a dispatch has.
 #[derive(Debug, Clone, Copy)]
-enum Grid {
+pub(super) enum Grid {
     /// One for each row, and so many beside it.
     Rows(u32),
     /// So many for each row.
@@ -132,13 +133,13 @@ enum Grid {
 
 /// One dispatch of a step.
 #[derive(Debug)]
-struct Op {
+pub(super) struct Op {
     /// One variant, or one for each of [`COLS`].
-    kernels: Vec<Arc<Kernel>>,
-    bound: Bound,
-    grid: Grid,
+    pub kernels: Vec<Arc<Kernel>>,
+    pub bound: Bound,
+    pub grid: Grid,
     /// Left out of steps without adapters.
-    is_for_adapters: bool,
+    pub is_for_adapters: bool,
 }
 
 impl Op {
@@ -169,12 +170,23 @@ pub(super) struct Counts {
     pub rows: u32,
     pub logits: u32,
     pub hidden: u32,
+    pub drawn: u32,
 }
 
 impl Counts {
     pub fn of(batch: &Batch<'_>) -> Counts {
-        let [rows, logits, hidden] = [batch.rows.len(), batch.logits.len(), batch.hidden.len()];
-        Counts { rows: rows as u32, logits: logits as u32, hidden: hidden as u32 }
+        let count = |len: usize| len as u32;
+        Counts {
+            rows: count(batch.rows.len()),
+            logits: count(batch.logits.len()),
+            hidden: count(batch.hidden.len()),
+            drawn: count(batch.drawn.len()),
+        }
+    }
+
+    /// Rows whose logits are made.
+    pub fn with_logits(self) -> u32 {
+        self.logits + self.drawn
     }
 }
 
@@ -185,8 +197,10 @@ pub(super) struct Plan {
     rows: Vec<Op>,
     /// For rows with an output.
     outputs: Op,
-    /// For rows whose logits are wanted.
+    /// For rows whose logits are wanted or drawn from.
     logits: Vec<Op>,
+    /// For rows that draw.
+    drawn: Vec<Op>,
 }
 
 impl Plan {
@@ -195,6 +209,7 @@ impl Plan {
         model: &Model,
         memory: &Memory,
         adapters: &Adapters,
+        drawing: &Drawing,
         layout: &Layout,
     ) -> Result<Plan, DeviceError> {
         let builder = Builder { device, model, memory, adapters };
@@ -213,7 +228,7 @@ impl Plan {
             columns_at: Layout::LOGITS,
         };
         let logits = builder.matmul(head, &product, None, 0, 0)?;
-        Ok(Plan { rows, outputs, logits })
+        Ok(Plan { rows, outputs, logits, drawn: drawing.ops(device, &memory.logits)? })
     }
 
     pub fn num_dispatches(&self) -> usize {
@@ -251,10 +266,12 @@ impl Plan {
     /// The dispatches of a step in order, each with its rows.
     fn ops(&self, counts: Counts, with_adapters: bool) -> impl Iterator<Item = (&Op, u32)> {
         let rows = self.rows.iter().filter(move |op| with_adapters || !op.is_for_adapters);
-        let num_outputs = counts.logits + counts.hidden;
+        let num_outputs = counts.with_logits() + counts.hidden;
         let outputs = (num_outputs > 0).then_some((&self.outputs, num_outputs));
-        let logits = self.logits.iter().filter(move |_| counts.logits > 0);
-        rows.map(move |op| (op, counts.rows)).chain(outputs).chain(logits.map(move |op| (op, counts.logits)))
+        let behind = [(&self.logits, counts.with_logits()), (&self.drawn, counts.drawn)];
+        let behind = behind.into_iter().filter(|(_, num_rows)| *num_rows > 0);
+        let behind = behind.flat_map(|(ops, num_rows)| ops.iter().map(move |op| (op, num_rows)));
+        rows.map(move |op| (op, counts.rows)).chain(outputs).chain(behind)
     }
 }
 

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use quern_engine::AdapterId;
 
-use super::harness::{Bench, Holding, Stream, Successor, greedy};
+use super::harness::{Bench, HOST_DRAWER, Holding, Stream, Successor, greedy};
 use crate::request::{Pooling, Work};
 use crate::{Preemption, SchedulerConfig};
 
@@ -53,12 +53,13 @@ fn check(
     config: SchedulerConfig,
     kv: usize,
     slots: usize,
-    (speculate, mixes): (bool, bool),
+    (speculate, mixes, samples): (bool, bool, bool),
     planner: Option<Holding>,
 ) {
     let mut fake = Bench::tiny(kv, slots);
     fake.repetitive = speculate;
     fake.capabilities.mixes_adapters = mixes;
+    fake.drawer = samples.then_some(HOST_DRAWER);
     let drafter = speculate.then(|| Box::new(Successor) as Box<dyn crate::draft::Drafter>);
     let planner = planner.map(|planner| Box::new(planner) as Box<dyn crate::plan::Planner>);
     let mut bench = Bench::with(fake, config, planner, drafter);
@@ -123,7 +124,7 @@ proptest! {
     fn answers_are_exact_and_nothing_leaks(
         arrivals in prop::collection::vec(arrival(), 1..14),
         (kv, slots, budget) in (80usize..200, 2usize..7, 4usize..64),
-        (host, cache, speculate) in (any::<bool>(), any::<bool>(), any::<bool>()),
+        (host, cache, speculate, samples) in (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
         hold in prop::option::of((1u32..20, any::<bool>())),
         (mixes, max_adapters, quantum) in (any::<bool>(), 1usize..4, 1u32..20),
     ) {
@@ -137,7 +138,7 @@ proptest! {
             adapter_quantum: quantum,
             ..SchedulerConfig::default()
         };
-        check(&arrivals, config, kv, slots, (speculate, mixes), hold.map(holding));
+        check(&arrivals, config, kv, slots, (speculate, mixes, samples), hold.map(holding));
     }
 }
 
@@ -169,5 +170,5 @@ fn a_cached_prompt_that_fills_the_memory_is_started_once() {
         row(0, 0, 1, 1, 21, 1, 0),
     ];
     let config = SchedulerConfig { token_budget: 16, ..SchedulerConfig::default() };
-    check(&arrivals, config, 111, 3, (false, false), None);
+    check(&arrivals, config, 111, 3, (false, false, false), None);
 }
