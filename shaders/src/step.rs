@@ -41,6 +41,8 @@ pub struct StepLimits {
     pub max_sequence_len: u32,
     /// Adapters that can be loaded at once, by their ranks; see [`RANKS`].
     pub adapter_slots: [u32; RANKS.len()],
+    /// Whether steps draw tokens.
+    pub draws: bool,
 }
 
 /// Why a runner cannot be made.
@@ -104,7 +106,7 @@ pub struct Runner {
     layout: Layout,
     memory: Memory,
     adapters: Adapters,
-    drawing: Drawing,
+    drawing: Option<Drawing>,
     plan: Plan,
     /// The metadata of the present step.
     words: Vec<u32>,
@@ -122,8 +124,9 @@ impl Runner {
         let layout = Layout::new(limits);
         let memory = Memory::new(device, &model.shape, limits, &layout)?;
         let adapters = Adapters::new(device, &model.shape, limits)?;
-        let drawing = Drawing::new(device, model.shape.vocab, limits.max_outputs)?;
-        let plan = Plan::new(device, model, &memory, &adapters, &drawing, &layout)?;
+        let drawing = || Drawing::new(device, model.shape.vocab, limits.max_outputs);
+        let drawing = limits.draws.then(drawing).transpose()?;
+        let plan = Plan::new(device, model, &memory, &adapters, drawing.as_ref(), &layout)?;
         Ok(Runner {
             device: device.clone(),
             model: Arc::clone(model),
@@ -149,7 +152,7 @@ impl Runner {
     #[must_use]
     pub fn memory_bytes(&self) -> [u64; 2] {
         let [kv, others] = self.memory.bytes();
-        [kv, others + self.adapters.bytes() + self.drawing.bytes()]
+        [kv, others + self.adapters.bytes() + self.drawing.as_ref().map_or(0, Drawing::bytes)]
     }
 
     /// Dispatches of a step with logits, without adapters and draws.
@@ -165,14 +168,15 @@ impl Runner {
     /// unknown.
     ///
     /// # Panics
-    /// When the batch is empty or larger than the limits, or names an adapter or a mask that is not there.
+    /// When the batch is empty or larger than the limits, names an adapter or a mask that is not there, or
+    /// draws and the limits say that steps do not.
     pub fn run(&mut self, batch: &Batch<'_>) -> Result<StepResult<'_>, DeviceError> {
         self.layout.fill(batch, &mut self.words);
         self.memory.step_info.write(&self.device, 0, bytemuck::cast_slice(&self.words));
         let mut encoder = self.device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let counts = Counts::of(batch);
         let with_adapters = self.adapters.assign(&self.device, batch.rows);
-        self.drawing.write(&self.device, batch);
+        self.write_draws(batch);
         self.plan.encode(&mut encoder, counts, with_adapters);
         let shape = &self.model.shape;
         let logits_bytes = u64::from(counts.logits) * u64::from(shape.vocab) * 4;
@@ -186,8 +190,8 @@ impl Runner {
             let from = u64::from(counts.with_logits()) * row_bytes;
             encoder.copy_buffer_to_buffer(&memory.outputs.wgpu, from, staging, logits_bytes, hidden_bytes);
         }
-        if counts.drawn > 0 {
-            let (tokens, to) = (&self.drawing.tokens.wgpu, logits_bytes + hidden_bytes);
+        if let (Some(drawing), 1..) = (&self.drawing, counts.drawn) {
+            let (tokens, to) = (&drawing.tokens.wgpu, logits_bytes + hidden_bytes);
             encoder.copy_buffer_to_buffer(tokens, 0, staging, to, u64::from(counts.drawn) * 4);
         }
         self.device.queue.submit([encoder.finish()]);
@@ -210,7 +214,7 @@ impl Runner {
         self.layout.fill(batch, &mut self.words);
         self.memory.step_info.write(&self.device, 0, bytemuck::cast_slice(&self.words));
         let with_adapters = self.adapters.assign(&self.device, batch.rows);
-        self.drawing.write(&self.device, batch);
+        self.write_draws(batch);
         let mut encoder = self.device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let (clock, dispatches) =
             self.plan.encode_timed(&self.device, &mut encoder, Counts::of(batch), with_adapters);
@@ -218,6 +222,13 @@ impl Runner {
         let times = clock.read(&self.device)?;
         let timed = |((kernel, workgroups), took)| DispatchTime { kernel, workgroups, took };
         Ok(Some(dispatches.into_iter().zip(times).map(timed).collect()))
+    }
+
+    fn write_draws(&self, batch: &Batch<'_>) {
+        match &self.drawing {
+            Some(drawing) => drawing.write(&self.device, batch),
+            None => assert!(batch.drawn.is_empty(), "steps of this runner draw no tokens"),
+        }
     }
 
     /// What the last step gave back.

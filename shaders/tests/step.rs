@@ -19,6 +19,7 @@ const LIMITS: StepLimits = StepLimits {
     num_pages: 16,
     max_sequence_len: 200,
     adapter_slots: [2, 1, 0, 0],
+    draws: true,
 };
 
 fn runner(device: &Device, spec: &TinySpec) -> Runner {

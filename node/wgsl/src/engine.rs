@@ -44,6 +44,7 @@ impl WgslEngine {
             num_pages,
             max_sequence_len: wanted_len.min(config.kv_capacity),
             adapter_slots: config.adapter_slots,
+            draws: config.sample_on_device.unwrap_or(!model.profile().is_cpu),
         };
         let runner = Runner::new(&model.device, &model.model, limits)?;
         let book = PageBook::new(num_pages, config.max_sequences as usize);
@@ -57,7 +58,7 @@ impl WgslEngine {
             max_outputs: config.max_outputs as usize,
             mixes_adapters: true,
             mixes_outputs: true,
-            samples: true,
+            samples: limits.draws,
             row_tile: 1,
         };
         let path = model.path.to_string_lossy();
@@ -73,7 +74,7 @@ impl WgslEngine {
             kv_bytes,
             buffer_bytes,
             dispatches = runner.num_dispatches(),
-            samples = caps.samples,
+            samples_on_device = caps.samples,
             "engine ready"
         );
         Ok(WgslEngine { runner, book, caps, fingerprint })

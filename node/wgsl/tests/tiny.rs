@@ -35,6 +35,7 @@ fn small() -> WgslConfig {
         max_rows: 64,
         max_outputs: 16,
         adapter_slots: [2, 1, 0, 0],
+        sample_on_device: Some(true),
         ..WgslConfig::default()
     }
 }
@@ -71,6 +72,21 @@ fn qwen2_passes_the_suite_exactly() {
 #[test]
 fn qwen3_passes_the_suite_exactly() {
     check_suite(&TinySpec { kind: TensorType::Q8_0, tied: true, ..TinySpec::new(Arch::Qwen3, 7) });
+}
+
+#[test]
+fn tokens_are_drawn_where_the_configuration_says() {
+    let tiny = Tiny::new(&TinySpec::new(Arch::Qwen2, 7));
+    for (sample_on_device, samples) in [(Some(true), Some(true)), (Some(false), Some(false)), (None, None)] {
+        let config = WgslConfig { sample_on_device, ..small() };
+        let model = Arc::new(load(&tiny.path(), &config).expect("the model loads"));
+        // Left open, a CPU leaves it to the scheduler.
+        let samples = samples.unwrap_or(!model.profile().is_cpu);
+        let mut engine = WgslEngine::on(&model).expect("there is room");
+        assert_eq!(engine.capabilities().samples, samples);
+        let drawn = engine.step(&[Row { output: Output::Token(Draw::GREEDY), ..row(0, 5) }]);
+        assert_eq!(drawn.is_ok(), samples);
+    }
 }
 
 #[test]

@@ -125,6 +125,7 @@ mod tests {
             num_pages: 9,
             max_sequence_len: 64,
             adapter_slots: [0; 4],
+            draws: false,
         };
         let layout = Layout::new(limits);
         let row = |token, position, list| BatchRow { token, position, list, adapter_id: None };

@@ -209,7 +209,7 @@ impl Plan {
         model: &Model,
         memory: &Memory,
         adapters: &Adapters,
-        drawing: &Drawing,
+        drawing: Option<&Drawing>,
         layout: &Layout,
     ) -> Result<Plan, DeviceError> {
         let builder = Builder { device, model, memory, adapters };
@@ -228,7 +228,8 @@ impl Plan {
             columns_at: Layout::LOGITS,
         };
         let logits = builder.matmul(head, &product, None, 0, 0)?;
-        Ok(Plan { rows, outputs, logits, drawn: drawing.ops(device, &memory.logits)? })
+        let drawn = drawing.map(|drawing| drawing.ops(device, &memory.logits)).transpose()?;
+        Ok(Plan { rows, outputs, logits, drawn: drawn.unwrap_or_default() })
     }
 
     pub fn num_dispatches(&self) -> usize {
