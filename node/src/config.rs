@@ -179,6 +179,8 @@ pub struct Wgsl {
     pub max_outputs: u32,
     /// Adapters that can be loaded at once, with ranks up to 8, 16, 32 and 64.
     pub adapter_slots: [u32; 4],
+    /// Draw tokens on the device; on all but CPUs where unset.
+    pub sample_on_device: Option<bool>,
 }
 
 /// What reaches a device.

@@ -6,7 +6,7 @@
 //! Keys: `adapter` (a part of its name), `prefill` (tokens of a prompt, in one step), `context` (tokens that
 //! sequences hold before they decode), `runs` of each case.
 //!
-//! The first table is by the host's clock, from a batch to its logits in memory, and gives medians; `MB` are
+//! The first table is by the host's clock, from a batch to its logits, or tokens, in memory, and gives medians; `MB` are
 //! the weights that a step reads. The second has the dispatches of the same steps by the device's clock,
 //! each in a pass of its own, which no step is computed with otherwise: together they take longer.
 
@@ -18,10 +18,14 @@ use std::time::{Duration, Instant};
 use quern_gguf::Gguf;
 use quern_shaders::model::Model;
 use quern_shaders::pages::{Append, PAGE_TOKENS, PageBook};
-use quern_shaders::step::{Batch, BatchRow, Runner, StepLimits};
+use quern_shaders::sampling::Draw;
+use quern_shaders::step::{Batch, BatchRow, DrawnRow, Runner, StepLimits};
 use quern_shaders::{Device, DeviceOptions};
 
 type Error = Box<dyn std::error::Error>;
+
+/// How tokens are drawn in the steps that draw.
+const DRAW: Draw = Draw { temperature: 0.8, top_k: 0, top_p: 0.95, min_p: 0.0, seed: 1 };
 
 /// Sequences that decode together.
 const DECODES: [u32; 4] = [1, 2, 4, 8];
@@ -48,6 +52,13 @@ fn main() -> Result<(), Error> {
     for count in DECODES {
         bench.row(&format!("decode behind {context}"), Shape::Decode(count), runs)?;
     }
+    for (what, draw) in [("greedy", Draw::GREEDY), ("top-p", DRAW)] {
+        bench.draw = Some(draw);
+        for count in [1, 8] {
+            bench.row(&format!("decode behind {context}, {what}"), Shape::Decode(count), runs)?;
+        }
+    }
+    bench.draw = None;
     bench.row("prefill", Shape::Prefill(prefill), runs)?;
     for shape in [Shape::Decode(1), Shape::Prefill(prefill)] {
         bench.dispatches(shape)?;
@@ -68,6 +79,8 @@ struct Bench {
     runner: Runner,
     book: PageBook,
     context: u32,
+    /// Tokens are drawn in this way, and logits stay where they are.
+    draw: Option<Draw>,
     /// Bytes of weights that a step reads.
     weight_bytes: u64,
 }
@@ -84,18 +97,24 @@ impl Bench {
             num_pages,
             max_sequence_len: (context + 1).max(prefill),
             adapter_slots: [0; 4],
+            draws: true,
         };
         let runner = Runner::new(device, &model, limits)?;
         let weight_bytes = model.step_bytes();
-        let mut bench =
-            Bench { runner, book: PageBook::new(num_pages, most as usize + 1), context, weight_bytes };
+        let mut bench = Bench {
+            runner,
+            book: PageBook::new(num_pages, most as usize + 1),
+            context,
+            draw: None,
+            weight_bytes,
+        };
         for seq_id in 0..most {
             bench.extend(&[(seq_id, context)])?;
         }
         Ok(bench)
     }
 
-    /// Computes so many more tokens of each sequence, with logits behind the last of each.
+    /// Computes so many more tokens of each sequence, with logits or a token behind the last of each.
     fn extend(&mut self, parts: &[(u32, u32)]) -> Result<(), Error> {
         self.with_batch(parts, |runner, batch| runner.run(batch).map(|_| ()))
     }
@@ -124,7 +143,14 @@ impl Bench {
         // Nothing is forked here, so that nothing is to be copied.
         self.book.reserve(&appends)?;
         let lists: Vec<&[u32]> = parts.iter().map(|(seq_id, _)| self.book.pages(*seq_id)).collect();
-        Ok(run(&mut self.runner, &Batch { rows: &rows, lists: &lists, logits: &logits, hidden: &[] })?)
+        let drawn = |draw| logits.iter().map(move |row| DrawnRow { row: *row, draw, mask: None }).collect();
+        let drawn: Option<Vec<DrawnRow>> = self.draw.map(drawn);
+        let batch = Batch { rows: &rows, lists: &lists, ..Batch::default() };
+        let batch = match &drawn {
+            Some(drawn) => Batch { drawn, ..batch },
+            None => Batch { logits: &logits, ..batch },
+        };
+        Ok(run(&mut self.runner, &batch)?)
     }
 
     fn parts(shape: Shape) -> Vec<(u32, u32)> {

@@ -2,7 +2,7 @@
 //! ragged batch.
 //!
 //! This crate knows tensors and tokens' numbers, never text, requests or queues. `README.md` walks from a
-//! token to its logits.
+//! token to the next.
 #![deny(missing_docs)]
 
 mod buffers;

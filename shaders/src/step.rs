@@ -3,10 +3,12 @@
 //! Everything that can be known before is made when a [`Runner`] is made: pipelines, buffers for the largest
 //! batch, and a list of dispatches with their bind groups. A step writes one piece of metadata, encodes the
 //! list, and reads back what was asked for. Where next: `step/plan.rs` for the list of dispatches,
-//! `step/layout.rs` for the metadata, `step/adapters.rs` for adapters, `pages.rs` for who holds which page.
+//! `step/layout.rs` for the metadata, `step/adapters.rs` for adapters, `step/draw.rs` for tokens, `pages.rs` for who
+//! holds which page.
 
 mod adapters;
 mod dispatch;
+mod draw;
 mod inputs;
 mod layout;
 mod plan;
@@ -20,8 +22,11 @@ use crate::error::DeviceError;
 use crate::lora::{LoraError, LoraMatrices, RANKS};
 use crate::model::Model;
 use crate::pages::{PAGE_TOKENS, PageCopy};
+use crate::sampling::NO_TOKEN;
 use adapters::Adapters;
 pub use adapters::MODULES;
+use draw::Drawing;
+pub use draw::DrawnRow;
 use layout::Layout;
 pub use layout::{Batch, BatchRow};
 use plan::{Counts, Memory, Plan};
@@ -39,6 +44,8 @@ pub struct StepLimits {
     pub max_sequence_len: u32,
     /// Adapters that can be loaded at once, by their ranks; see [`RANKS`].
     pub adapter_slots: [u32; RANKS.len()],
+    /// Whether steps draw tokens.
+    pub draws: bool,
 }
 
 /// Why a runner cannot be made.
@@ -79,6 +86,8 @@ pub struct StepResult<'a> {
     pub logits: &'a [f32],
     /// `[num_hidden, hidden]`, row-major, after the last norm.
     pub hidden: &'a [f32],
+    /// `[num_drawn]`; `None` where no token that may be drawn has a logit above negative infinity.
+    pub tokens: &'a [Option<u32>],
 }
 
 /// How long one dispatch of a step took.
@@ -100,11 +109,13 @@ pub struct Runner {
     layout: Layout,
     memory: Memory,
     adapters: Adapters,
+    drawing: Option<Drawing>,
     plan: Plan,
     /// The metadata of the present step.
     words: Vec<u32>,
     logits: Vec<f32>,
     hidden: Vec<f32>,
+    tokens: Vec<Option<u32>>,
 }
 
 impl Runner {
@@ -116,17 +127,21 @@ impl Runner {
         let layout = Layout::new(limits);
         let memory = Memory::new(device, &model.shape, limits, &layout)?;
         let adapters = Adapters::new(device, &model.shape, limits)?;
-        let plan = Plan::new(device, model, &memory, &adapters, &layout)?;
+        let drawing = || Drawing::new(device, model.shape.vocab, limits.max_outputs);
+        let drawing = limits.draws.then(drawing).transpose()?;
+        let plan = Plan::new(device, model, &memory, &adapters, drawing.as_ref(), &layout)?;
         Ok(Runner {
             device: device.clone(),
             model: Arc::clone(model),
             layout,
             memory,
             adapters,
+            drawing,
             plan,
             words: Vec::new(),
             logits: Vec::new(),
             hidden: Vec::new(),
+            tokens: Vec::new(),
         })
     }
 
@@ -140,10 +155,10 @@ impl Runner {
     #[must_use]
     pub fn memory_bytes(&self) -> [u64; 2] {
         let [kv, others] = self.memory.bytes();
-        [kv, others + self.adapters.bytes()]
+        [kv, others + self.adapters.bytes() + self.drawing.as_ref().map_or(0, Drawing::bytes)]
     }
 
-    /// Dispatches of a step with logits and without adapters.
+    /// Dispatches of a step with logits, without adapters and draws.
     #[must_use]
     pub fn num_dispatches(&self) -> usize {
         self.plan.num_dispatches()
@@ -156,13 +171,15 @@ impl Runner {
     /// unknown.
     ///
     /// # Panics
-    /// When the batch is empty or larger than the limits, or names an adapter that is not loaded.
+    /// When the batch is empty or larger than the limits, names an adapter or a mask that is not there, or
+    /// draws and the limits say that steps do not.
     pub fn run(&mut self, batch: &Batch<'_>) -> Result<StepResult<'_>, DeviceError> {
         self.layout.fill(batch, &mut self.words);
         self.memory.step_info.write(&self.device, 0, bytemuck::cast_slice(&self.words));
         let mut encoder = self.device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let counts = Counts::of(batch);
         let with_adapters = self.adapters.assign(&self.device, batch.rows);
+        self.write_draws(batch);
         self.plan.encode(&mut encoder, counts, with_adapters);
         let shape = &self.model.shape;
         let logits_bytes = u64::from(counts.logits) * u64::from(shape.vocab) * 4;
@@ -173,11 +190,15 @@ impl Runner {
             encoder.copy_buffer_to_buffer(&memory.logits.wgpu, 0, staging, 0, logits_bytes);
         }
         if hidden_bytes > 0 {
-            let from = u64::from(counts.logits) * row_bytes;
+            let from = u64::from(counts.with_logits()) * row_bytes;
             encoder.copy_buffer_to_buffer(&memory.outputs.wgpu, from, staging, logits_bytes, hidden_bytes);
         }
+        if let (Some(drawing), 1..) = (&self.drawing, counts.drawn) {
+            let (tokens, to) = (&drawing.tokens.wgpu, logits_bytes + hidden_bytes);
+            encoder.copy_buffer_to_buffer(tokens, 0, staging, to, u64::from(counts.drawn) * 4);
+        }
         self.device.queue.submit([encoder.finish()]);
-        self.read_back(logits_bytes as usize / 4, hidden_bytes as usize / 4)?;
+        self.read_back(logits_bytes as usize / 4, hidden_bytes as usize / 4, counts.drawn as usize)?;
         Ok(self.last())
     }
 
@@ -196,6 +217,7 @@ impl Runner {
         self.layout.fill(batch, &mut self.words);
         self.memory.step_info.write(&self.device, 0, bytemuck::cast_slice(&self.words));
         let with_adapters = self.adapters.assign(&self.device, batch.rows);
+        self.write_draws(batch);
         let mut encoder = self.device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let (clock, dispatches) =
             self.plan.encode_timed(&self.device, &mut encoder, Counts::of(batch), with_adapters);
@@ -205,21 +227,41 @@ impl Runner {
         Ok(Some(dispatches.into_iter().zip(times).map(timed).collect()))
     }
 
+    fn write_draws(&self, batch: &Batch<'_>) {
+        match &self.drawing {
+            Some(drawing) => drawing.write(&self.device, batch),
+            None => assert!(batch.drawn.is_empty(), "steps of this runner draw no tokens"),
+        }
+    }
+
     /// What the last step gave back.
     #[must_use]
     pub fn last(&self) -> StepResult<'_> {
-        StepResult { logits: &self.logits, hidden: &self.hidden }
+        StepResult { logits: &self.logits, hidden: &self.hidden, tokens: &self.tokens }
     }
 
-    fn read_back(&mut self, num_logits: usize, num_hidden: usize) -> Result<(), DeviceError> {
+    /// Waits for the step and takes so many values of each kind from where they were copied to.
+    fn read_back(
+        &mut self,
+        num_logits: usize,
+        num_hidden: usize,
+        num_drawn: usize,
+    ) -> Result<(), DeviceError> {
         self.logits.resize(num_logits, 0.0);
         self.hidden.resize(num_hidden, 0.0);
-        if num_logits + num_hidden == 0 {
+        self.tokens.clear();
+        if num_logits + num_hidden + num_drawn == 0 {
             return self.device.wait();
         }
-        let parts =
-            [&mut self.logits, &mut self.hidden].map(|part| bytemuck::cast_slice_mut(part.as_mut_slice()));
-        self.memory.staging.read_mapped(&self.device, parts)
+        let mut drawn = vec![NO_TOKEN; num_drawn];
+        let parts = [
+            bytemuck::cast_slice_mut(&mut self.logits),
+            bytemuck::cast_slice_mut(&mut self.hidden),
+            bytemuck::cast_slice_mut(&mut drawn),
+        ];
+        self.memory.staging.read_mapped(&self.device, parts)?;
+        self.tokens.extend(drawn.into_iter().map(|token| (token != NO_TOKEN).then_some(token)));
+        Ok(())
     }
 
     /// Whether an adapter is loaded.

@@ -9,8 +9,9 @@ use quern_gguf::tiny::{self, Arch, TinySpec};
 use quern_gguf::{Gguf, TensorType};
 use quern_shaders::lora::LoraMatrices;
 use quern_shaders::model::Model;
-use quern_shaders::step::{AdapterError, Batch, BatchRow, Runner, StepLimits};
-use quern_shaders::{Device, DeviceOptions};
+use quern_shaders::sampling::{Draw, SampleRow, SampleShape};
+use quern_shaders::step::{AdapterError, Batch, BatchRow, DrawnRow, Runner, StepLimits};
+use quern_shaders::{Device, DeviceOptions, twins};
 
 const LIMITS: StepLimits = StepLimits {
     max_rows: 48,
@@ -18,6 +19,7 @@ const LIMITS: StepLimits = StepLimits {
     num_pages: 16,
     max_sequence_len: 200,
     adapter_slots: [2, 1, 0, 0],
+    draws: true,
 };
 
 fn runner(device: &Device, spec: &TinySpec) -> Runner {
@@ -55,7 +57,7 @@ fn step(runner: &mut Runner, parts: &[(&Seq<'_>, std::ops::Range<usize>)]) -> Ve
         logits.push(rows.len() as u32 - 1);
     }
     let vocab = runner.model().shape.vocab as usize;
-    let batch = Batch { rows: &rows, lists: &lists, logits: &logits, hidden: &[] };
+    let batch = Batch { rows: &rows, lists: &lists, logits: &logits, ..Batch::default() };
     let result = runner.run(&batch).expect("a tiny model works");
     assert_eq!(result.logits.len(), parts.len() * vocab);
     assert!(result.logits.iter().all(|logit| logit.is_finite()));
@@ -128,7 +130,7 @@ fn hidden_states_come_beside_logits() {
     let row = |position| BatchRow { token: 5 + position, position, list: 0, adapter_id: None };
     let rows: Vec<BatchRow> = (0..6).map(row).collect();
     let mut run = |logits: &[u32], hidden: &[u32]| {
-        let batch = Batch { rows: &rows, lists: &[&[1]], logits, hidden };
+        let batch = Batch { rows: &rows, lists: &[&[1]], logits, hidden, ..Batch::default() };
         let result = runner.run(&batch).expect("a tiny model works");
         (result.logits.to_vec(), result.hidden.to_vec())
     };
@@ -138,6 +140,58 @@ fn hidden_states_come_beside_logits() {
     assert_eq!(hidden.len(), 2 * 256);
     assert_ne!(hidden[..256], hidden[256..]);
     assert_eq!(run(&[], &[]), (Vec::new(), Vec::new()));
+}
+
+/// How wrong a device's sums may be, as a part of the total.
+const SLACK: f64 = 5e-6;
+
+#[test]
+fn tokens_are_drawn_from_logits_that_stay() {
+    const WARM: Draw = Draw { temperature: 1.3, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 5 };
+    let device = Device::open(&DeviceOptions::default()).expect("there is a device");
+    let mut runner = runner(&device, &TinySpec::new(Arch::Qwen2, 4));
+    let shape = SampleShape { vocab_size: runner.model().shape.vocab };
+    let (vocab, words) = (shape.vocab_size as usize, shape.mask_words() as usize);
+    let row = |position| BatchRow { token: 5 + position, position, list: 0, adapter_id: None };
+    let rows: Vec<BatchRow> = (0..8).map(row).collect();
+    let batch = Batch { rows: &rows, lists: &[&[1]], ..Batch::default() };
+    let all: Vec<u32> = (0..8).collect();
+    let logits = runner.run(&Batch { logits: &all, ..batch }).expect("a tiny model works").logits.to_vec();
+    let hidden = runner.run(&Batch { hidden: &[5, 0], ..batch }).expect("a tiny model works").hidden.to_vec();
+
+    // A mask with every fifth token, and one with none.
+    let mut masks = vec![0; 2 * words];
+    (0..vocab).step_by(5).for_each(|token| masks[token / 32] |= 1 << (token % 32));
+    let drawn = [
+        (2, Draw::GREEDY, None),
+        (6, WARM, None),
+        (3, Draw { top_k: 9, top_p: 0.8, min_p: 0.01, ..WARM }, Some(0)),
+        (7, WARM, Some(1)),
+        (2, Draw { seed: 6, ..WARM }, None),
+    ];
+    let drawn = drawn.map(|(row, draw, mask)| DrawnRow { row, draw, mask });
+    let wanted: Vec<SampleRow> =
+        drawn.iter().map(|d| SampleRow::new(d.draw, d.row + 1, d.row, d.mask)).collect();
+    let wanted = twins::sample_draw(shape, &logits, &masks, &wanted, SLACK);
+    let check = |tokens: &[Option<u32>], drawn: &[usize]| {
+        assert_eq!(tokens.len(), drawn.len());
+        for (token, wanted) in tokens.iter().zip(drawn.iter().map(|idx| &wanted[*idx])) {
+            let is_near = token.is_some_and(|token| wanted.within.contains(&token));
+            assert!(*token == wanted.token || is_near, "{token:?}, not {wanted:?}");
+        }
+    };
+    let mixed = Batch { logits: &[1, 4], hidden: &[5, 0], drawn: &drawn[..4], masks: &masks, ..batch };
+    let result = runner.run(&mixed).expect("a tiny model works");
+    check(result.tokens, &[0, 1, 2, 3]);
+    assert_eq!(result.tokens[3], None, "its mask allows nothing");
+    assert_eq!(result.logits, [&logits[vocab..][..vocab], &logits[4 * vocab..][..vocab]].concat());
+    assert_eq!(result.hidden, hidden);
+    // Alone, with nothing else to read back; and a later step has forgotten what an earlier one drew.
+    let alone = Batch { drawn: &drawn[4..], ..batch };
+    let result = runner.run(&alone).expect("a tiny model works");
+    check(result.tokens, &[4]);
+    assert!(result.logits.is_empty() && result.hidden.is_empty());
+    assert!(runner.run(&batch).expect("a tiny model works").tokens.is_empty());
 }
 
 #[test]
@@ -215,7 +269,7 @@ fn rows_of_a_batch_have_adapters_of_their_own() {
         let pages = [[1], [2], [3], [4]];
         let lists: Vec<&[u32]> = pages[..adapters.len()].iter().map(<[u32; 1]>::as_slice).collect();
         let logits: Vec<u32> = (0..adapters.len() as u32).map(|list| list * 5 + 4).collect();
-        let batch = Batch { rows: &rows, lists: &lists, logits: &logits, hidden: &[] };
+        let batch = Batch { rows: &rows, lists: &lists, logits: &logits, ..Batch::default() };
         let vocab = runner.model().shape.vocab as usize;
         runner.run(&batch).expect("a tiny model works").logits.chunks(vocab).map(<[f32]>::to_vec).collect()
     };

@@ -10,7 +10,13 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::{AdapterId, Capabilities, Engine, EngineError, Output, Row, SeqId, StepOutput, check_batch};
+use crate::draw::mask_words;
+use crate::{
+    AdapterId, Capabilities, Draw, Engine, EngineError, Output, Row, SeqId, StepOutput, TokenId, check_batch,
+};
+
+/// Draws a token for a position from logits, `[vocab]`, of those that a mask allows.
+pub type Drawer = fn(&[f32], Draw, u32, Option<&[u32]>) -> Option<TokenId>;
 
 /// How the fake engine behaves.
 #[derive(Debug, Clone)]
@@ -28,6 +34,8 @@ pub struct FakeConfig {
     /// Each token's successor in the vocabulary follows it, but at every eighth
     /// position: text repeats itself and speculation has something to find.
     pub repetitive: bool,
+    /// Draws tokens for rows that ask for one; with it, the engine says that it samples.
+    pub drawer: Option<Drawer>,
 }
 
 impl Default for FakeConfig {
@@ -43,6 +51,7 @@ impl Default for FakeConfig {
                 max_outputs: 64,
                 mixes_adapters: false,
                 mixes_outputs: false,
+                samples: false,
                 row_tile: 1,
             },
             step_time: Duration::ZERO,
@@ -50,6 +59,7 @@ impl Default for FakeConfig {
             fail_at_step: None,
             lose_at_step: None,
             repetitive: false,
+            drawer: None,
         }
     }
 }
@@ -101,13 +111,15 @@ pub struct FakeEngine {
     num_steps: u64,
     logits: Vec<f32>,
     hidden: Vec<f32>,
+    tokens: Vec<Option<TokenId>>,
 }
 
 impl FakeEngine {
     /// An engine with nothing in it.
     #[must_use]
-    pub fn new(config: FakeConfig) -> FakeEngine {
-        let caps = &config.capabilities;
+    pub fn new(mut config: FakeConfig) -> FakeEngine {
+        let caps = &mut config.capabilities;
+        caps.samples = config.drawer.is_some();
         FakeEngine {
             sequences: vec![Vec::new(); caps.max_sequences],
             cells: vec![0; caps.kv_capacity],
@@ -116,6 +128,7 @@ impl FakeEngine {
             num_steps: 0,
             logits: Vec::new(),
             hidden: Vec::new(),
+            tokens: Vec::new(),
             config,
         }
     }
@@ -199,7 +212,11 @@ impl Engine for FakeEngine {
     }
 
     fn step(&mut self, rows: &[Row]) -> Result<StepOutput<'_>, EngineError> {
-        check_batch(&self.config.capabilities, rows)?;
+        self.step_masked(rows, &[])
+    }
+
+    fn step_masked(&mut self, rows: &[Row], masks: &[u32]) -> Result<StepOutput<'_>, EngineError> {
+        check_batch(&self.config.capabilities, rows, masks)?;
         self.check_positions(rows)?;
         if rows.len() > self.free_cells.len() {
             return Err(EngineError::OutOfKv { wanted: rows.len() });
@@ -221,6 +238,7 @@ impl Engine for FakeEngine {
 
         self.logits.clear();
         self.hidden.clear();
+        self.tokens.clear();
         for row in rows {
             let cell = self.take_cell();
             let sequence = &mut self.sequences[row.seq as usize];
@@ -232,9 +250,13 @@ impl Engine for FakeEngine {
                 Output::None => {}
                 Output::Logits => write_logits(&self.config, hash, len, Some(row.token), &mut self.logits),
                 Output::Hidden => write_hidden(&self.config, hash, &mut self.hidden),
+                Output::Token(draw) => {
+                    let drawn = draw_token(&self.config, draw, masks, (hash, len, row.token));
+                    self.tokens.push(drawn);
+                }
             }
         }
-        Ok(StepOutput { logits: &self.logits, hidden: &self.hidden })
+        Ok(StepOutput { logits: &self.logits, hidden: &self.hidden, tokens: &self.tokens })
     }
 
     fn fork(&mut self, from: SeqId, to: SeqId, len: u32) -> Result<(), EngineError> {
@@ -350,6 +372,20 @@ fn write_logits(config: &FakeConfig, hash: u64, len: usize, last: Option<u32>, o
     {
         out[start + (last as usize + 1) % vocab] = 12.0;
     }
+}
+
+/// Draws behind the token that a sequence of this hash and length ends with.
+fn draw_token(
+    config: &FakeConfig,
+    draw: Draw,
+    masks: &[u32],
+    (hash, len, last): (u64, usize, TokenId),
+) -> Option<TokenId> {
+    let drawer = config.drawer.expect("the batch was checked");
+    let mut logits = Vec::new();
+    write_logits(config, hash, len, Some(last), &mut logits);
+    let mask = draw.mask.and_then(|idx| masks.chunks(mask_words(logits.len())).nth(idx as usize));
+    drawer(&logits, draw, len as u32, mask)
 }
 
 fn write_hidden(config: &FakeConfig, hash: u64, out: &mut Vec<f32>) {

@@ -1,20 +1,23 @@
 //! The contract between a scheduler and whatever computes logits.
 //!
 //! An engine is a batch calculator: it takes ragged batches of rows, keeps the
-//! key-value state of numbered sequences, and gives back logits or hidden
-//! states. It knows no requests, no queues, no text and no policies. Everything
+//! key-value state of numbered sequences, and gives back logits, hidden states
+//! or, where it can, tokens drawn from them. It knows no requests, no queues, no text and no policies. Everything
 //! clever (continuous batching, prefix sharing, speculation) is built once, on
 //! these calls, by the scheduler.
 //!
 //! [`fake::FakeEngine`] is the engine for tests; the real ones live in crates
-//! of their own. [`suite`] holds the checks that every engine must pass, [`saved`]
-//! what states begin with that leave an engine.
+//! of their own. [`suite`] holds the checks that every engine must pass, [`draw`] what a draw
+//! is, [`saved`] what states begin with that leave an engine.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod draw;
 pub mod fake;
 pub mod saved;
 pub mod suite;
+
+pub use draw::Draw;
 
 /// A token's number in the model's vocabulary.
 pub type TokenId = u32;
@@ -33,7 +36,7 @@ impl AdapterId {
 }
 
 /// What a row gives back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Output {
     /// Nothing: the row only extends the sequence's state.
     #[default]
@@ -42,10 +45,13 @@ pub enum Output {
     Logits,
     /// The last hidden state, after the final norm.
     Hidden,
+    /// The token that is drawn from the logits, for the position behind the row's; for engines
+    /// with [`Capabilities::samples`].
+    Token(Draw),
 }
 
 /// One token of one sequence in a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Row {
     /// The sequence that the token extends.
     pub seq: SeqId,
@@ -79,8 +85,11 @@ pub struct Capabilities {
     pub max_outputs: usize,
     /// Whether one batch may hold rows of different adapters.
     pub mixes_adapters: bool,
-    /// Whether one batch may hold both [`Output::Logits`] and [`Output::Hidden`].
+    /// Whether one batch may hold both [`Output::Hidden`] and other outputs.
     pub mixes_outputs: bool,
+    /// Whether rows may ask for an [`Output::Token`], whatever its [`Draw`]. Beside rows that ask
+    /// for logits they may stand in any case.
+    pub samples: bool,
     /// Rows that attention takes together. Where sequences are long, a row of a
     /// step of so many rows, or a multiple, costs less than one of fewer; 1
     /// where it makes no difference.
@@ -90,13 +99,16 @@ pub struct Capabilities {
 /// What a step gave back, borrowed from the engine's own buffers.
 ///
 /// `logits` is `[num_logits, vocab]` and `hidden` is `[num_hidden, hidden]`,
-/// f32, row-major, each in the order in which the batch asked for them.
+/// f32, row-major; `tokens` is `[num_tokens]`. Each is in the order in which the batch asked.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StepOutput<'a> {
     /// `[num_logits, vocab]`.
     pub logits: &'a [f32],
     /// `[num_hidden, hidden]`.
     pub hidden: &'a [f32],
+    /// `[num_tokens]`; `None` where the row has no logit above negative infinity that its mask
+    /// allows.
+    pub tokens: &'a [Option<TokenId>],
 }
 
 /// Why an engine could not do as told.
@@ -151,6 +163,15 @@ pub trait Engine: Send {
     /// leave sequences changed.
     fn step(&mut self, rows: &[Row]) -> Result<StepOutput<'_>, EngineError>;
 
+    /// As [`Engine::step`], with the masks that rows' [`Draw`]s name: `[num_masks, mask_words]`,
+    /// see [`draw::mask_words`]. Engines with [`Capabilities::samples`] offer it.
+    ///
+    /// # Errors
+    /// As [`Engine::step`]; [`EngineError::Unsupported`] where the engine knows no masks.
+    fn step_masked(&mut self, rows: &[Row], masks: &[u32]) -> Result<StepOutput<'_>, EngineError> {
+        if masks.is_empty() { self.step(rows) } else { Err(EngineError::Unsupported("draw under a mask")) }
+    }
+
     /// Makes `to`, which must be empty, share the first `len` tokens of `from`.
     ///
     /// # Errors
@@ -190,11 +211,11 @@ pub trait Engine: Send {
 }
 
 /// Checks a batch against the contract, as far as it can be checked without
-/// knowing sequences' lengths. Engines call it first.
+/// knowing sequences' lengths. Engines call it first; those that do not sample have no `masks`.
 ///
 /// # Errors
 /// [`EngineError::InvalidBatch`] naming the first bad row.
-pub fn check_batch(caps: &Capabilities, rows: &[Row]) -> Result<(), EngineError> {
+pub fn check_batch(caps: &Capabilities, rows: &[Row], masks: &[u32]) -> Result<(), EngineError> {
     let bad = |row, why| Err(EngineError::InvalidBatch { row, why });
     if rows.is_empty() {
         return bad(0, "the batch is empty");
@@ -202,12 +223,25 @@ pub fn check_batch(caps: &Capabilities, rows: &[Row]) -> Result<(), EngineError>
     if rows.len() > caps.max_rows {
         return bad(caps.max_rows, "more rows than the engine takes in one step");
     }
-    let (mut num_logits, mut num_hidden) = (0, 0);
+    let mask_words = draw::mask_words(caps.vocab_size);
+    if !masks.len().is_multiple_of(mask_words) {
+        return bad(0, "the masks are not a bit for each token of the vocabulary");
+    }
+    let num_masks = masks.len() / mask_words;
+    if num_masks > caps.max_outputs {
+        return bad(0, "more masks than the engine gives outputs in one step");
+    }
+    let (mut num_others, mut num_hidden) = (0, 0);
     for (idx, row) in rows.iter().enumerate() {
         match row.output {
             Output::None => {}
-            Output::Logits => num_logits += 1,
+            Output::Logits => num_others += 1,
             Output::Hidden => num_hidden += 1,
+            Output::Token(_) if !caps.samples => return bad(idx, "this engine does not sample"),
+            Output::Token(Draw { mask: Some(mask), .. }) if mask as usize >= num_masks => {
+                return bad(idx, "there is no such mask");
+            }
+            Output::Token(_) => num_others += 1,
         }
         if row.seq as usize >= caps.max_sequences {
             return bad(idx, "no such sequence number");
@@ -218,14 +252,14 @@ pub fn check_batch(caps: &Capabilities, rows: &[Row]) -> Result<(), EngineError>
         if row.pos as usize >= caps.max_sequence_len {
             return bad(idx, "position is past the longest sequence");
         }
-        if num_logits + num_hidden > caps.max_outputs {
+        if num_others + num_hidden > caps.max_outputs {
             return bad(idx, "more outputs than the engine gives in one step");
         }
         if !caps.mixes_adapters && row.adapter != rows[0].adapter {
             return bad(idx, "this engine serves one adapter a step");
         }
-        if !caps.mixes_outputs && num_logits > 0 && num_hidden > 0 {
-            return bad(idx, "this engine gives logits or hidden states in one step, not both");
+        if !caps.mixes_outputs && num_others > 0 && num_hidden > 0 {
+            return bad(idx, "this engine gives hidden states or other outputs in one step, not both");
         }
     }
     Ok(())

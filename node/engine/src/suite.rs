@@ -6,6 +6,7 @@
 //! [`MIN_SEQUENCES`] sequences that together can fill it, at least
 //! [`MIN_ROWS`] rows and [`MIN_OUTPUTS`] outputs a step.
 
+mod sampled;
 mod state;
 mod step;
 
@@ -35,6 +36,10 @@ pub fn check_all(make: &mut dyn FnMut() -> Box<dyn Engine>, tolerance: f32) {
     run(step::logits_and_hidden_states_mix_or_are_refused);
     run(step::invalid_batches_change_nothing);
     run(step::unknown_adapters_are_refused);
+    run(sampled::tokens_are_drawn_or_refused);
+    run(sampled::draws_are_what_the_contract_says);
+    run(sampled::masks_are_honoured);
+    run(sampled::drawn_tokens_stand_beside_other_outputs);
     run(state::a_fork_equals_recomputing);
     run(state::forks_share_room);
     run(state::a_fork_into_a_used_sequence_is_refused);

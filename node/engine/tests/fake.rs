@@ -1,9 +1,13 @@
 //! The fake engine is an engine: it passes what every engine must pass.
 
-use quern_engine::fake::{FakeConfig, FakeEngine};
+use quern_engine::draw::drawn;
+use quern_engine::fake::{Drawer, FakeConfig, FakeEngine};
 use quern_engine::{Capabilities, Engine, suite};
 
-fn small(mixes_outputs: bool) -> Box<dyn Engine> {
+const EXACT: Drawer =
+    |logits, draw, position, mask| drawn(logits, draw, position, mask, 0.0).map(|within| *within.start());
+
+fn small(mixes_outputs: bool, drawer: Option<Drawer>) -> Box<dyn Engine> {
     let capabilities = Capabilities {
         kv_capacity: 256,
         max_sequences: 8,
@@ -13,12 +17,14 @@ fn small(mixes_outputs: bool) -> Box<dyn Engine> {
         mixes_outputs,
         ..FakeConfig::default().capabilities
     };
-    Box::new(FakeEngine::new(FakeConfig { capabilities, ..FakeConfig::default() }))
+    Box::new(FakeEngine::new(FakeConfig { capabilities, drawer, ..FakeConfig::default() }))
 }
 
 #[test]
 fn it_passes_the_suite() {
     for mixes_outputs in [false, true] {
-        suite::check_all(&mut || small(mixes_outputs), 0.0);
+        for drawer in [None, Some(EXACT)] {
+            suite::check_all(&mut || small(mixes_outputs, drawer), 0.0);
+        }
     }
 }

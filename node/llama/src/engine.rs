@@ -80,6 +80,7 @@ impl LlamaEngine {
             max_outputs: config.max_outputs as usize,
             mixes_adapters: false,
             mixes_outputs: true,
+            samples: false,
             row_tile: row_tile(config),
         };
         let shape = [info.num_params, info.size_bytes, u64::from(info.num_layers), info.vocab_size as u64];
@@ -187,7 +188,7 @@ impl LlamaEngine {
             keep_rows(logits, self.caps.vocab_size, &kinds, Output::Logits);
         }
         let (logits, hidden) = self.session.outputs(num_logits, num_hidden);
-        Ok(StepOutput { logits, hidden })
+        Ok(StepOutput { logits, hidden, tokens: &[] })
     }
 }
 
@@ -216,7 +217,7 @@ impl Engine for LlamaEngine {
     }
 
     fn step(&mut self, rows: &[Row]) -> Result<StepOutput<'_>, EngineError> {
-        check_batch(&self.caps, rows)?;
+        check_batch(&self.caps, rows, &[])?;
         let after = self.check_positions(rows)?;
         self.use_adapter(rows[0].adapter)?;
         match self.session.decode(rows) {

@@ -19,8 +19,9 @@ const ROUNDS: u64 = 40;
 struct AllowAll;
 
 impl Constraint for AllowAll {
-    fn mask(&mut self, logits: &mut [f32]) -> Result<(), ConstraintError> {
-        logits[0] = f32::NEG_INFINITY;
+    fn mask(&mut self, mask: &mut [u32]) -> Result<(), ConstraintError> {
+        mask.fill(u32::MAX);
+        mask[0] -= 1;
         Ok(())
     }
     fn accept(&mut self, _token: u32) -> Result<(), ConstraintError> {

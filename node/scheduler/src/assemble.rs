@@ -53,7 +53,7 @@ impl StepLoop {
         }
         self.add_branches();
         self.add_drafts(budget);
-        self.batch.write_rows(&self.running);
+        self.batch.write_rows(&mut self.running, &self.caps);
         self.stalled = self.batch.parts.is_empty() && self.waiting.len() + self.running.len() > 0;
         self.snapshot.running.id = running;
     }

@@ -4,10 +4,11 @@
 //! that do not fit (another adapter, another kind of output, too many outputs,
 //! no room) are left out and come in a later step: nothing is lost by that.
 
-use quern_engine::{AdapterId, Capabilities, Output, Row, TokenId};
+use quern_engine::draw::mask_words;
+use quern_engine::{AdapterId, Capabilities, Draw, Output, Row, TokenId};
 
 use crate::score::Branch;
-use crate::sequence::Sequence;
+use crate::sequence::{Sequence, Task};
 
 /// One sequence's share of a step.
 #[derive(Debug, Default)]
@@ -24,6 +25,8 @@ pub(crate) struct Part {
     pub(crate) branches: Vec<Branch>,
     /// Rows of output that the engine gives for this part.
     pub(crate) num_outputs: usize,
+    /// Whether those are tokens that the engine draws.
+    pub(crate) is_drawn: bool,
     /// Tokens of state that hold once outputs are known: known tokens and
     /// those guesses that came true.
     pub(crate) kept: usize,
@@ -41,6 +44,8 @@ impl Part {
 pub(crate) struct Batch {
     pub(crate) parts: Vec<Part>,
     pub(crate) rows: Vec<Row>,
+    /// What the rows' draws may give, see [`quern_engine::Engine::step_masked`].
+    pub(crate) masks: Vec<u32>,
     pub(crate) adapter: Option<AdapterId>,
     pub(crate) output: Option<Output>,
     pub(crate) num_rows: usize,
@@ -51,6 +56,7 @@ impl Batch {
     pub(crate) fn clear(&mut self) {
         self.parts.clear();
         self.rows.clear();
+        self.masks.clear();
         (self.adapter, self.output) = (None, None);
         (self.num_rows, self.num_outputs) = (0, 0);
     }
@@ -110,13 +116,16 @@ impl Batch {
     }
 
     /// Writes out the rows, once every part is complete.
-    pub(crate) fn write_rows(&mut self, running: &[Sequence]) {
-        for part in &self.parts {
-            let sequence = &running[part.running];
+    pub(crate) fn write_rows(&mut self, running: &mut [Sequence], caps: &Capabilities) {
+        for part in &mut self.parts {
+            let sequence = &mut running[part.running];
+            let draw = engine_draw(sequence, part.num_outputs, caps, &mut self.masks);
+            part.is_drawn = draw.is_some();
+            let wanted = draw.map_or(sequence.output(), Output::Token);
             let seq = sequence.slot.expect("a running sequence holds a slot");
             let known = &sequence.tokens[sequence.computed..sequence.computed + part.len];
             let mut push = |seq, idx: usize, token, wants: bool| {
-                let output = if wants { sequence.output() } else { Output::None };
+                let output = if wants { wanted } else { Output::None };
                 self.rows.push(Row { seq, pos: idx as u32, token, adapter: sequence.adapter, output });
             };
             for (idx, &token) in (sequence.computed..).zip(known.iter().chain(&part.drafts)) {
@@ -129,4 +138,32 @@ impl Batch {
             }
         }
     }
+}
+
+/// The draw of a sequence's rows with an output, where the engine can make it as the sampler would. A mask
+/// that it needs is added to `masks`.
+fn engine_draw(
+    sequence: &mut Sequence,
+    num_outputs: usize,
+    caps: &Capabilities,
+    masks: &mut Vec<u32>,
+) -> Option<Draw> {
+    let Task::Generate(generation) = &mut sequence.task else { return None };
+    if !caps.samples || num_outputs == 0 {
+        return None;
+    }
+    let draw = generation.sampler.draw()?;
+    let Some(constraint) = &mut generation.constraint else { return Some(draw) };
+    // What may follow a guess is not known before it has come true.
+    if num_outputs > 1 {
+        return None;
+    }
+    let (start, words) = (masks.len(), mask_words(caps.vocab_size));
+    masks.resize(start + words, 0);
+    if constraint.mask(&mut masks[start..]).is_err() {
+        // The sampler will meet the same error once there are logits, and end the sequence with it.
+        masks.truncate(start);
+        return None;
+    }
+    Some(Draw { mask: Some((start / words) as u32), ..draw })
 }

@@ -6,10 +6,12 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use quern_engine::{Capabilities, EngineError, StepOutput};
+use quern_engine::{Capabilities, EngineError, StepOutput, TokenId};
 
 use crate::batch::{Batch, Part};
+use crate::constraint::Constraint;
 use crate::request::{Event, Failure, Pooling};
+use crate::sampler::Sampler;
 use crate::sequence::{Embedding, Sequence, Task};
 use crate::step_loop::StepLoop;
 
@@ -20,7 +22,7 @@ impl StepLoop {
             return;
         }
         let started = Instant::now();
-        match self.engine.step(&self.batch.rows) {
+        match self.engine.step_masked(&self.batch.rows, &self.batch.masks) {
             Ok(output) => {
                 let took = started.elapsed();
                 take_output(&mut self.running, &mut self.batch, output, &self.caps);
@@ -150,14 +152,19 @@ impl StepLoop {
 
 /// Hands each part its rows of the output.
 fn take_output(running: &mut [Sequence], batch: &mut Batch, output: StepOutput<'_>, caps: &Capabilities) {
-    let (mut logits, mut hidden) = (output.logits, output.hidden);
+    let StepOutput { mut logits, mut hidden, mut tokens } = output;
     for part in &mut batch.parts {
         let sequence = &mut running[part.running];
         match &mut sequence.task {
+            Task::Generate(_) if part.is_drawn => {
+                let (mine, rest) = tokens.split_at(part.num_outputs);
+                tokens = rest;
+                take_tokens(sequence, part, Given::Tokens(mine), caps);
+            }
             Task::Generate(_) => {
                 let (mine, rest) = logits.split_at(part.num_outputs * caps.vocab_size);
                 logits = rest;
-                draw(sequence, part, mine, caps);
+                take_tokens(sequence, part, Given::Logits(mine), caps);
             }
             Task::Score(_) => {
                 let (mine, rest) = logits.split_at(part.num_outputs * caps.vocab_size);
@@ -178,18 +185,33 @@ fn take_output(running: &mut [Sequence], batch: &mut Batch, output: StepOutput<'
     }
 }
 
-/// Draws a token from each row of logits for as long as the guesses behind it
-/// come true. Each token is drawn as it would be without guesses, so guessing
+/// What the engine gave for a part's rows.
+#[derive(Clone, Copy)]
+enum Given<'a> {
+    /// `[num_outputs, vocab]`.
+    Logits(&'a [f32]),
+    /// `[num_outputs]`.
+    Tokens(&'a [Option<TokenId>]),
+}
+
+/// Takes the token behind each row, drawn here or by the engine, for as long as
+/// the guesses behind it come true. Each token is drawn as it would be without guesses, so guessing
 /// changes the pace and never the answer (Leviathan et al., 2023, verify drafts
 /// by rejection; drawing with the same numbers and comparing needs no more than
 /// a draw that depends on the seed and the position alone).
-fn draw(sequence: &mut Sequence, part: &mut Part, logits: &[f32], caps: &Capabilities) {
-    for (idx, row) in logits.chunks_exact(caps.vocab_size).enumerate() {
+fn take_tokens(sequence: &mut Sequence, part: &mut Part, given: Given<'_>, caps: &Capabilities) {
+    for idx in 0..part.num_outputs {
         let position = sequence.tokens.len() as u64;
         let Task::Generate(generation) = &mut sequence.task else { return };
-        let constraint =
-            generation.constraint.as_deref_mut().map(|c| c as &mut dyn crate::constraint::Constraint);
-        match generation.sampler.sample(row, position, constraint) {
+        let drawn = match given {
+            Given::Tokens(tokens) => Sampler::take_drawn(tokens[idx]),
+            Given::Logits(logits) => {
+                let row = &logits[idx * caps.vocab_size..][..caps.vocab_size];
+                let constraint = generation.constraint.as_deref_mut().map(|c| c as &mut dyn Constraint);
+                generation.sampler.sample(row, position, constraint)
+            }
+        };
+        match drawn {
             Ok(drawn) => {
                 let token = drawn.token;
                 sequence.take_token(drawn, caps.max_sequence_len);

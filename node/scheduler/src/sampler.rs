@@ -20,11 +20,12 @@ mod tests;
 use std::cell::Cell;
 use std::f32::consts::LOG2_E;
 
-use quern_engine::TokenId;
+use quern_engine::draw::mask_words;
+use quern_engine::{Draw, TokenId};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::constraint::{Constraint, ConstraintError};
+use crate::constraint::{Constraint, ConstraintError, ban};
 use crate::request::{SamplingParams, TokenLogprobs};
 use exp::weight;
 use history::History;
@@ -64,6 +65,7 @@ struct Scratch {
 
 #[derive(Debug, Default)]
 struct Edits {
+    mask: Vec<u32>,
     masked: Vec<f32>,
     patches: Patches,
 }
@@ -119,6 +121,22 @@ impl Sampler {
         sampled
     }
 
+    /// The draw that an engine can make in this sampler's stead, without a mask; `None`
+    /// where more is asked for than engines do: biases, penalties or logprobs.
+    pub(crate) fn draw(&self) -> Option<Draw> {
+        let SamplingParams { temperature, top_k, top_p, min_p, seed, .. } = self.params;
+        let is_plain = self.logprobs.is_none() && self.history.changes_nothing();
+        is_plain.then_some(Draw { temperature, top_k, top_p, min_p, seed, mask: None })
+    }
+
+    /// Takes in what an engine drew by [`Sampler::draw`].
+    ///
+    /// # Errors
+    /// [`ConstraintError`] when no token was left.
+    pub(crate) fn take_drawn(token: Option<TokenId>) -> Result<Sampled, ConstraintError> {
+        token.map(|token| Sampled { token, logprobs: None }).ok_or_else(no_token)
+    }
+
     fn sample_with(
         &mut self,
         scratch: &mut Scratch,
@@ -130,7 +148,7 @@ impl Sampler {
         let row = self.edit(edits, logits, constraint)?;
         let peak = row.scan(&mut work.maxima);
         if peak.logit == f32::NEG_INFINITY {
-            return Err(ConstraintError("no token is left to draw".to_owned()));
+            return Err(no_token());
         }
         let token = match self.select(&row, peak, work) {
             Kept::Peak => peak.token,
@@ -151,7 +169,7 @@ impl Sampler {
         logits: &'a [f32],
         constraint: Option<&mut dyn Constraint>,
     ) -> Result<LogitRow<'a>, ConstraintError> {
-        let Edits { masked, patches } = edits;
+        let Edits { mask, masked, patches } = edits;
         let Some(constraint) = constraint else {
             patches.clear();
             self.history.apply(logits.len(), |token, change| {
@@ -166,7 +184,9 @@ impl Sampler {
             let logit = &mut masked[token as usize];
             *logit = change(*logit);
         });
-        constraint.mask(masked)?;
+        mask.resize(mask_words(logits.len()), 0);
+        constraint.mask(mask)?;
+        ban(mask, masked);
         Ok(LogitRow::new(masked))
     }
 
@@ -227,6 +247,10 @@ impl Sampler {
         self.rng.set_word_pos(u128::from(position) * 2);
         (self.rng.next_u64() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
     }
+}
+
+fn no_token() -> ConstraintError {
+    ConstraintError("no token is left to draw".to_owned())
 }
 
 /// The likeliest token of a row and its probability at temperature 1, for

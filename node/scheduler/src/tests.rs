@@ -6,4 +6,5 @@ mod harness;
 mod hold;
 mod property;
 mod runs;
+mod sampled;
 mod score;

@@ -118,6 +118,7 @@ impl Default for Wgsl {
             max_rows: c.max_rows,
             max_outputs: c.max_outputs,
             adapter_slots: c.adapter_slots,
+            sample_on_device: c.sample_on_device,
         }
     }
 }
@@ -144,6 +145,7 @@ impl Wgsl {
             max_rows: self.max_rows,
             max_outputs: self.max_outputs,
             adapter_slots: self.adapter_slots,
+            sample_on_device: self.sample_on_device,
         }
     }
 }

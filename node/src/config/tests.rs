@@ -132,6 +132,7 @@ fn the_example_is_the_default_and_leaves_no_key_out() {
     full.model.id = Some(String::new());
     full.model.tokenizer = Some(PathBuf::new());
     full.engine.llama.gpu_layers = Some(0);
+    full.engine.wgsl.sample_on_device = Some(false);
     full.scheduler.draft_model = Some(String::new());
     full.generation.max_tokens = Some(1);
     full.tls = Tls { cert: Some(PathBuf::new()), key: Some(PathBuf::new()) };

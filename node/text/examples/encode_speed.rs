@@ -1,6 +1,7 @@
 //! How fast a model's tokenizer is on a text file:
 //! `cargo run --release -p quern-text --example encode_speed -- MODEL TEXT`.
 
+use quern_engine::draw::mask_words;
 use quern_gguf::Gguf;
 use quern_text::{ConstraintFactory, Grammar, Special, Tokenizer};
 use std::path::Path;
@@ -30,11 +31,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut constraint = factory.compile(&Grammar::JsonObject)?;
     let answer =
         tokenizer.encode("{\"name\": \"some longer text to read\", \"x\": [1, 2]}", Special::AsText)?;
-    let mut logits = vec![0.0; tokenizer.vocab_size()];
+    let mut mask = vec![0; mask_words(tokenizer.vocab_size())];
     let start = Instant::now();
     for token in &answer {
-        logits.fill(0.0);
-        constraint.mask(&mut logits)?;
+        constraint.mask(&mut mask)?;
         constraint.accept(*token)?;
     }
     println!("mask and accept: {:.0?} a token", start.elapsed() / answer.len() as u32);

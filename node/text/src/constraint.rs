@@ -201,10 +201,10 @@ struct Guided {
 }
 
 impl Constraint for Guided {
-    fn mask(&mut self, logits: &mut [f32]) -> Result<(), ConstraintError> {
-        let mask = self.matcher.compute_mask_or_eos();
-        let mask = mask.map_err(|error| ConstraintError(first_lines(&error.to_string())))?;
-        ban(&mask, logits);
+    fn mask(&mut self, mask: &mut [u32]) -> Result<(), ConstraintError> {
+        let allowed = self.matcher.compute_mask_or_eos();
+        let allowed = allowed.map_err(|error| ConstraintError(first_lines(&error.to_string())))?;
+        copy(&allowed, mask);
         Ok(())
     }
 
@@ -222,24 +222,13 @@ impl Constraint for Guided {
     }
 }
 
-/// Bans what is not in `mask`, and what lies beyond it. Masks mostly allow
-/// nearly all or nearly nothing, so whole words are dealt with at once.
-fn ban(mask: &SimpleVob, logits: &mut [f32]) {
-    let known = mask.len().min(logits.len());
-    let (inside, beyond) = logits.split_at_mut(known);
-    beyond.fill(f32::NEG_INFINITY);
-    for (word, logits) in mask.as_slice().iter().zip(inside.chunks_mut(32)) {
-        match *word {
-            u32::MAX => {}
-            0 => logits.fill(f32::NEG_INFINITY),
-            bits => {
-                for (bit, logit) in logits.iter_mut().enumerate() {
-                    if bits >> bit & 1 == 0 {
-                        *logit = f32::NEG_INFINITY;
-                    }
-                }
-            }
-        }
+/// Writes out a mask; what lies beyond it is banned.
+fn copy(from: &SimpleVob, to: &mut [u32]) {
+    let num_words = from.len().div_ceil(32).min(to.len());
+    to[..num_words].copy_from_slice(&from.as_slice()[..num_words]);
+    to[num_words..].fill(0);
+    if let (Some(last), past @ 1..) = (to.get_mut(from.len() / 32), from.len() % 32) {
+        *last &= (1 << past) - 1;
     }
 }
 

@@ -22,6 +22,10 @@ pub struct WgslConfig {
     /// Adapters that can be loaded at once, with ranks up to 8, 16, 32 and 64. Each slot takes its room on
     /// the device from the start: 17.6 MB for rank 16 and a model of 0.5B.
     pub adapter_slots: [u32; 4],
+    /// Draw tokens on the device, in the step that makes their logits. `None` draws there unless the device
+    /// is a CPU: that has the logits at hand, and the scheduler's sampler does on it in a fraction of a
+    /// millisecond what kernels made for thousands of threads take many for.
+    pub sample_on_device: Option<bool>,
 }
 
 impl Default for WgslConfig {
@@ -34,6 +38,7 @@ impl Default for WgslConfig {
             max_rows: 512,
             max_outputs: 64,
             adapter_slots: [0, 4, 0, 0],
+            sample_on_device: None,
         }
     }
 }

@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use quern_engine::{
-    AdapterId, Capabilities, Engine, EngineError, Output, Row, SeqId, StepOutput, check_batch, saved,
+    AdapterId, Capabilities, Draw, Engine, EngineError, Output, Row, SeqId, StepOutput, check_batch, saved,
 };
 use quern_shaders::DeviceError;
 use quern_shaders::pages::{Append, PageBook, PageError};
-use quern_shaders::step::{Batch, BatchRow, Runner, StepLimits};
+use quern_shaders::sampling;
+use quern_shaders::step::{Batch, BatchRow, DrawnRow, Runner, StepLimits};
 
 use crate::adapter;
 use crate::load::{LoadError, WgslModel};
@@ -43,6 +44,7 @@ impl WgslEngine {
             num_pages,
             max_sequence_len: wanted_len.min(config.kv_capacity),
             adapter_slots: config.adapter_slots,
+            draws: config.sample_on_device.unwrap_or(!model.profile().is_cpu),
         };
         let runner = Runner::new(&model.device, &model.model, limits)?;
         let book = PageBook::new(num_pages, config.max_sequences as usize);
@@ -56,6 +58,7 @@ impl WgslEngine {
             max_outputs: config.max_outputs as usize,
             mixes_adapters: true,
             mixes_outputs: true,
+            samples: limits.draws,
             row_tile: 1,
         };
         let path = model.path.to_string_lossy();
@@ -71,6 +74,7 @@ impl WgslEngine {
             kv_bytes,
             buffer_bytes,
             dispatches = runner.num_dispatches(),
+            samples_on_device = caps.samples,
             "engine ready"
         );
         Ok(WgslEngine { runner, book, caps, fingerprint })
@@ -99,7 +103,7 @@ impl WgslEngine {
     }
 
     /// Runs a batch whose tokens the book has counted in already.
-    fn run(&mut self, rows: &[Row], appends: &[Append]) -> Result<(), DeviceError> {
+    fn run(&mut self, rows: &[Row], masks: &[u32], appends: &[Append]) -> Result<(), DeviceError> {
         let lists: Vec<&[u32]> = appends.iter().map(|append| self.book.pages(append.seq_id)).collect();
         let list = |row: &Row| {
             let found = appends.iter().position(|append| append.seq_id == row.seq);
@@ -119,7 +123,16 @@ impl WgslEngine {
             wanted.map(|(idx, _)| idx as u32).collect()
         };
         let (logits, hidden) = (with(Output::Logits), with(Output::Hidden));
-        let batch = Batch { rows: &batch_rows, lists: &lists, logits: &logits, hidden: &hidden };
+        let drawn: Vec<DrawnRow> =
+            (0..).zip(rows).filter_map(|(idx, row)| drawn_row(idx, row.output)).collect();
+        let batch = Batch {
+            rows: &batch_rows,
+            lists: &lists,
+            logits: &logits,
+            hidden: &hidden,
+            drawn: &drawn,
+            masks,
+        };
         self.runner.run(&batch).map(|_| ())
     }
 
@@ -129,6 +142,12 @@ impl WgslEngine {
         }
         Err(EngineError::Failed(format!("there is no sequence {seq}")))
     }
+}
+
+/// The draw that the row at `idx` asks for, if it asks for one.
+fn drawn_row(idx: u32, output: Output) -> Option<DrawnRow> {
+    let Output::Token(Draw { temperature, top_k, top_p, min_p, seed, mask }) = output else { return None };
+    Some(DrawnRow { row: idx, draw: sampling::Draw { temperature, top_k, top_p, min_p, seed }, mask })
 }
 
 fn failed(error: impl std::fmt::Display) -> EngineError {
@@ -149,7 +168,11 @@ impl Engine for WgslEngine {
     }
 
     fn step(&mut self, rows: &[Row]) -> Result<StepOutput<'_>, EngineError> {
-        check_batch(&self.caps, rows)?;
+        self.step_masked(rows, &[])
+    }
+
+    fn step_masked(&mut self, rows: &[Row], masks: &[u32]) -> Result<StepOutput<'_>, EngineError> {
+        check_batch(&self.caps, rows, masks)?;
         let appends = self.appends(rows)?;
         let before: Vec<u32> = appends.iter().map(|append| self.book.len(append.seq_id)).collect();
         let copies = self.book.reserve(&appends).map_err(|error| match error {
@@ -157,14 +180,14 @@ impl Engine for WgslEngine {
             other => failed(other),
         })?;
         self.runner.copy_pages(&copies);
-        if let Err(error) = self.run(rows, &appends) {
+        if let Err(error) = self.run(rows, masks, &appends) {
             for (append, len) in appends.iter().zip(before) {
                 self.book.truncate(append.seq_id, len).map_err(failed)?;
             }
             return Err(device_error(error));
         }
         let result = self.runner.last();
-        Ok(StepOutput { logits: result.logits, hidden: result.hidden })
+        Ok(StepOutput { logits: result.logits, hidden: result.hidden, tokens: result.tokens })
     }
 
     fn fork(&mut self, from: SeqId, to: SeqId, len: u32) -> Result<(), EngineError> {

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use quern_engine::{AdapterId, Engine as _, EngineError, Output, Row, suite};
+use quern_engine::{AdapterId, Draw, Engine as _, EngineError, Output, Row, suite};
 use quern_gguf::tiny::{Arch, TinySpec, write};
 use quern_gguf::{GgufWriter, TensorType};
+use quern_scheduler::request::SamplingParams;
+use quern_scheduler::sampler::Sampler;
 use quern_wgsl::{DeviceOptions, LoadError, WgslConfig, WgslEngine, WgslModel};
 
 /// A folder with one tiny model, removed with the value.
@@ -33,6 +35,7 @@ fn small() -> WgslConfig {
         max_rows: 64,
         max_outputs: 16,
         adapter_slots: [2, 1, 0, 0],
+        sample_on_device: Some(true),
         ..WgslConfig::default()
     }
 }
@@ -69,6 +72,62 @@ fn qwen2_passes_the_suite_exactly() {
 #[test]
 fn qwen3_passes_the_suite_exactly() {
     check_suite(&TinySpec { kind: TensorType::Q8_0, tied: true, ..TinySpec::new(Arch::Qwen3, 7) });
+}
+
+#[test]
+fn tokens_are_drawn_where_the_configuration_says() {
+    let tiny = Tiny::new(&TinySpec::new(Arch::Qwen2, 7));
+    for (sample_on_device, samples) in [(Some(true), Some(true)), (Some(false), Some(false)), (None, None)] {
+        let config = WgslConfig { sample_on_device, ..small() };
+        let model = Arc::new(load(&tiny.path(), &config).expect("the model loads"));
+        // Left open, a CPU leaves it to the scheduler.
+        let samples = samples.unwrap_or(!model.profile().is_cpu);
+        let mut engine = WgslEngine::on(&model).expect("there is room");
+        assert_eq!(engine.capabilities().samples, samples);
+        let drawn = engine.step(&[Row { output: Output::Token(Draw::GREEDY), ..row(0, 5) }]);
+        assert_eq!(drawn.is_ok(), samples);
+    }
+}
+
+#[test]
+fn answers_drawn_on_the_device_are_the_host_sampler_s() {
+    let tiny = Tiny::new(&TinySpec::new(Arch::Qwen2, 7));
+    let model = Arc::new(load(&tiny.path(), &small()).expect("the model loads"));
+    let [mut drawing, mut host] = [0, 1].map(|_| WgslEngine::on(&model).expect("there is room"));
+    assert!(drawing.capabilities().samples);
+    let warm = Draw { temperature: 1.0, seed: 3, ..Draw::GREEDY };
+    let draws = [
+        Draw::GREEDY,
+        warm,
+        Draw { top_k: 20, top_p: 0.8, temperature: 0.7, ..warm },
+        Draw { top_p: 0.95, seed: 4, ..warm },
+        Draw { min_p: 0.05, temperature: 1.4, ..warm },
+        Draw { top_k: 5, seed: 5, ..warm },
+    ];
+    let mut samplers = draws.map(|Draw { temperature, top_k, top_p, min_p, seed, .. }| {
+        let params = SamplingParams { temperature, top_k, top_p, min_p, seed, ..SamplingParams::default() };
+        Sampler::new(params, &[], None)
+    });
+    let vocab = drawing.capabilities().vocab_size;
+    let mut last = draws.map(|_| 5);
+    for pos in 0..32 {
+        let rows = |output: &dyn Fn(usize) -> Output| -> Vec<Row> {
+            let row =
+                |(seq, token): (usize, u32)| Row { seq: seq as u32, output: output(seq), ..row(pos, token) };
+            last.into_iter().enumerate().map(row).collect()
+        };
+        let (asked, plain) = (rows(&|seq| Output::Token(draws[seq])), rows(&|_| Output::Logits));
+        let logits = host.step(&plain).expect("rows are computed").logits;
+        let rows = samplers.iter_mut().zip(logits.chunks(vocab));
+        let wanted: Vec<Option<u32>> = rows
+            .map(|(sampler, logits)| sampler.sample(logits, u64::from(pos) + 1, None).ok())
+            .map(|sampled| sampled.map(|sampled| sampled.token))
+            .collect();
+        let output = drawing.step(&asked).expect("rows are computed");
+        assert!(output.logits.is_empty(), "logits stay on the device");
+        assert_eq!(output.tokens, wanted, "behind position {pos}");
+        last.iter_mut().zip(wanted).for_each(|(last, token)| *last = token.expect("there are tokens"));
+    }
 }
 
 #[track_caller]

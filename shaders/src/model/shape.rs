@@ -4,6 +4,7 @@ use quern_gguf::{Gguf, TensorInfo};
 
 use super::ModelError;
 use super::rope::Rope;
+use crate::sampling::MAX_VOCAB;
 use crate::weights::Format;
 
 /// Largest number of query heads that share a key-value head.
@@ -112,6 +113,9 @@ impl ModelShape {
         if let Some((what, found)) = counts.into_iter().find(|(_, count)| *count == 0) {
             return refuse(what, found, "at least 1");
         }
+        if self.vocab > MAX_VOCAB {
+            return refuse("tokens in the vocabulary", self.vocab, "at most 4,194,304");
+        }
         if self.head_dim != 64 && self.head_dim != 128 {
             return refuse("values of an attention head", self.head_dim, "64 or 128");
         }
@@ -187,4 +191,31 @@ fn check_tensor(tensor: &TensorInfo, wanted: &[u64]) -> Result<(), ModelError> {
         _ => Format::of(tensor.kind).is_some(),
     };
     if is_known { Ok(()) } else { Err(ModelError::TensorType { tensor: name(), kind: tensor.kind }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Scaling;
+
+    #[test]
+    fn vocabularies_are_as_large_as_kernels_can_draw_from() {
+        let shape = |vocab| ModelShape {
+            layers: 1,
+            hidden: 64,
+            ffn: 64,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 64,
+            vocab,
+            trained_len: 32,
+            epsilon: 1e-6,
+            rope: Rope { base: 10_000.0, scaling: Scaling::None },
+            head_norms: false,
+            tied: true,
+        };
+        assert!(shape(MAX_VOCAB).check(64, 64).is_ok());
+        let refused = shape(MAX_VOCAB + 1).check(64, 64).map_err(|error| error.to_string());
+        assert!(refused.is_err_and(|why| why.contains("4194305") && why.contains("at most 4,194,304")));
+    }
 }

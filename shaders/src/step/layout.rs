@@ -2,12 +2,12 @@
 //!
 //! | words | what |
 //! | --- | --- |
-//! | `0..4` | rows, outputs, outputs whose logits are wanted, 0 |
+//! | `0..4` | rows, outputs, outputs with logits, 0 |
 //! | `4..4 + 4 * max_rows` | for each row: token, position, slot, where its list of pages begins |
-//! | then `max_outputs` | rows with an output, those with logits first |
+//! | then `max_outputs` | rows with an output: with logits that are wanted, with those to draw from, others |
 //! | then | lists of pages, one a sequence of the batch |
 
-use super::StepLimits;
+use super::{DrawnRow, StepLimits};
 use crate::pages::PAGE_TOKENS;
 
 /// Words of a row.
@@ -27,7 +27,7 @@ pub struct BatchRow {
 }
 
 /// The rows of a step.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Batch<'a> {
     /// All rows; those of one sequence in the order of their positions.
     pub rows: &'a [BatchRow],
@@ -37,6 +37,11 @@ pub struct Batch<'a> {
     pub logits: &'a [u32],
     /// Rows whose last hidden states are wanted, as indices into `rows`.
     pub hidden: &'a [u32],
+    /// Rows whose next tokens are drawn.
+    pub drawn: &'a [DrawnRow],
+    /// What may be drawn, `[num_masks, mask_words]`; see
+    /// [`SampleShape::mask_words`](crate::sampling::SampleShape::mask_words). No more than outputs.
+    pub masks: &'a [u32],
 }
 
 /// Where the parts of the metadata lie.
@@ -77,11 +82,12 @@ impl Layout {
     /// # Panics
     /// When the batch is empty or larger than the limits.
     pub fn fill(&self, batch: &Batch<'_>, words: &mut Vec<u32>) {
-        let (rows, outputs) = (batch.rows.len(), batch.logits.len() + batch.hidden.len());
+        let with_logits = batch.logits.len() + batch.drawn.len();
+        let (rows, outputs) = (batch.rows.len(), with_logits + batch.hidden.len());
         assert!(rows > 0 && rows <= self.limits.max_rows as usize, "{rows} rows of {:?}", self.limits);
         assert!(outputs <= self.limits.max_outputs as usize, "{outputs} outputs of {:?}", self.limits);
         words.clear();
-        words.extend([rows as u32, outputs as u32, batch.logits.len() as u32, 0]);
+        words.extend([rows as u32, outputs as u32, with_logits as u32, 0]);
         let mut list_at = self.lists_at();
         let starts: Vec<u32> = batch
             .lists
@@ -98,7 +104,9 @@ impl Layout {
             words.extend([row.token, row.position, slot, starts[row.list]]);
         }
         words.resize(self.outputs_at() as usize, 0);
-        words.extend(batch.logits.iter().chain(batch.hidden));
+        words.extend(batch.logits);
+        words.extend(batch.drawn.iter().map(|drawn| drawn.row));
+        words.extend(batch.hidden);
         words.resize(self.lists_at() as usize, 0);
         words.extend(batch.lists.iter().copied().flatten());
     }
@@ -107,6 +115,7 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampling::Draw;
 
     #[test]
     fn rows_know_their_slots_and_lists() {
@@ -116,6 +125,7 @@ mod tests {
             num_pages: 9,
             max_sequence_len: 64,
             adapter_slots: [0; 4],
+            draws: false,
         };
         let layout = Layout::new(limits);
         let row = |token, position, list| BatchRow { token, position, list, adapter_id: None };
@@ -124,6 +134,7 @@ mod tests {
             lists: &[&[4, 2], &[5]],
             logits: &[1],
             hidden: &[0],
+            ..Batch::default()
         };
         let mut words = vec![99];
         layout.fill(&batch, &mut words);
@@ -137,5 +148,10 @@ mod tests {
         ];
         assert_eq!(words, expected.concat());
         assert!(words.len() <= layout.max_words() as usize);
+        // A row that draws needs logits, and stands before those that do not.
+        let drawn = [DrawnRow { row: 0, draw: Draw::GREEDY, mask: None }];
+        let batch = Batch { logits: &[], hidden: &[1], drawn: &drawn, ..batch };
+        layout.fill(&batch, &mut words);
+        assert_eq!((&words[..4], &words[16..18]), ([2, 2, 1, 0].as_slice(), [0, 1].as_slice()));
     }
 }

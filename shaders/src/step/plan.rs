@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::adapters::{Adapters, Place};
 use super::dispatch::{COLS, Grid, Op};
+use super::draw::Drawing;
 use super::inputs::{Copied, Inputs};
 use super::layout::{Batch, Layout, ROW_WORDS};
 use super::{RunnerError, StepLimits};
@@ -126,12 +127,23 @@ pub(super) struct Counts {
     pub rows: u32,
     pub logits: u32,
     pub hidden: u32,
+    pub drawn: u32,
 }
 
 impl Counts {
     pub fn of(batch: &Batch<'_>) -> Counts {
-        let [rows, logits, hidden] = [batch.rows.len(), batch.logits.len(), batch.hidden.len()];
-        Counts { rows: rows as u32, logits: logits as u32, hidden: hidden as u32 }
+        let count = |len: usize| len as u32;
+        Counts {
+            rows: count(batch.rows.len()),
+            logits: count(batch.logits.len()),
+            hidden: count(batch.hidden.len()),
+            drawn: count(batch.drawn.len()),
+        }
+    }
+
+    /// Rows whose logits are made.
+    pub fn with_logits(self) -> u32 {
+        self.logits + self.drawn
     }
 }
 
@@ -142,8 +154,10 @@ pub(super) struct Plan {
     rows: Vec<Op>,
     /// For rows with an output.
     outputs: Op,
-    /// For rows whose logits are wanted.
+    /// For rows whose logits are wanted or drawn from.
     logits: Vec<Op>,
+    /// For rows that draw.
+    drawn: Vec<Op>,
 }
 
 impl Plan {
@@ -152,6 +166,7 @@ impl Plan {
         model: &Model,
         memory: &Memory,
         adapters: &Adapters,
+        drawing: Option<&Drawing>,
         layout: &Layout,
     ) -> Result<Plan, DeviceError> {
         let builder = Builder { device, model, memory, adapters };
@@ -171,7 +186,8 @@ impl Plan {
             columns_at: Layout::LOGITS,
         };
         let logits = builder.matmul(head, &product, None, 0, 0)?;
-        Ok(Plan { rows, outputs, logits })
+        let drawn = drawing.map(|drawing| drawing.ops(device, &memory.logits)).transpose()?;
+        Ok(Plan { rows, outputs, logits, drawn: drawn.unwrap_or_default() })
     }
 
     pub fn num_dispatches(&self) -> usize {
@@ -217,10 +233,12 @@ impl Plan {
     /// The dispatches of a step in order, each with its rows.
     fn ops(&self, counts: Counts, with_adapters: bool) -> impl Iterator<Item = (&Op, u32)> {
         let rows = self.rows.iter().filter(move |op| with_adapters || !op.is_for_adapters);
-        let num_outputs = counts.logits + counts.hidden;
+        let num_outputs = counts.with_logits() + counts.hidden;
         let outputs = (num_outputs > 0).then_some((&self.outputs, num_outputs));
-        let logits = self.logits.iter().filter(move |_| counts.logits > 0);
-        rows.map(move |op| (op, counts.rows)).chain(outputs).chain(logits.map(move |op| (op, counts.logits)))
+        let behind = [(&self.logits, counts.with_logits()), (&self.drawn, counts.drawn)];
+        let behind = behind.into_iter().filter(|(_, num_rows)| *num_rows > 0);
+        let behind = behind.flat_map(|(ops, num_rows)| ops.iter().map(move |op| (op, num_rows)));
+        rows.map(move |op| (op, counts.rows)).chain(outputs).chain(behind)
     }
 }
 

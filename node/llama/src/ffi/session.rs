@@ -150,7 +150,8 @@ impl Session {
         let count = |wanted: Output| rows.iter().filter(|row| row.output == wanted).count();
         let (num_logits, num_hidden) = (count(Output::Logits), count(Output::Hidden));
         assert!(!rows.is_empty() && rows.len() <= self.max_rows(), "rows are within the context's batch");
-        assert!(num_logits + num_hidden <= self.max_outputs, "outputs are within the context's buffer");
+        let num_outputs = rows.iter().filter(|row| row.output != Output::None).count();
+        assert!(num_outputs <= self.max_outputs, "outputs are within the context's buffer");
         assert!(rows.iter().all(|row| row.seq < self.max_sequences), "sequences are the context's");
         // SAFETY: the tap's state is reached through this pointer only, and no
         // computation is running.

@@ -49,9 +49,14 @@ impl History {
         history
     }
 
+    /// Whether no logit is changed, now or later.
+    pub(super) fn changes_nothing(&self) -> bool {
+        self.entries.is_empty() && !self.output_counts()
+    }
+
     /// Counts a drawn token.
     pub(super) fn remember(&mut self, token: TokenId) {
-        if self.repeats_count() || self.presence != 0.0 || self.frequency != 0.0 {
+        if self.output_counts() {
             let entry = self.entry(token);
             entry.is_seen = true;
             entry.count += 1;
@@ -77,6 +82,10 @@ impl History {
             logit -= self.presence + self.frequency * entry.count as f32;
         }
         logit
+    }
+
+    fn output_counts(&self) -> bool {
+        self.repeats_count() || self.presence != 0.0 || self.frequency != 0.0
     }
 
     fn repeats_count(&self) -> bool {

@@ -5,15 +5,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use quern_engine::fake::{FakeConfig, FakeEngine};
+use quern_engine::fake::{Drawer, FakeConfig, FakeEngine};
 use quern_engine::{AdapterId, Capabilities};
 
 use crate::builtin::BuiltinPlanner;
+use crate::constraint::{Constraint, ConstraintError};
 use crate::draft::{DraftAsk, Drafter};
 use crate::plan::{Plan, Planner, Snapshot};
 use crate::request::{
     Closed, DEFAULT_PRIORITY, Event, Failure, FinishReason, Generate, Request, SamplingParams, Sink, Work,
 };
+use crate::sampler::Sampler;
 use crate::step_loop::StepLoop;
 use crate::{AdapterSource, Handle, Prepared, SchedulerConfig, build};
 
@@ -142,6 +144,39 @@ impl AdapterSource for Content {
             }
             false => self.num_held.fetch_sub(1, Ordering::Relaxed),
         };
+    }
+}
+
+/// Draws for the fake engine as the scheduler draws by itself, to the last bit.
+pub(crate) const HOST_DRAWER: Drawer = |logits, draw, position, mask| {
+    let quern_engine::Draw { temperature, top_k, top_p, min_p, seed, .. } = draw;
+    let params = SamplingParams { temperature, top_k, top_p, min_p, seed, ..SamplingParams::default() };
+    let mut fixed = mask.map(|mask| Fixed(mask.to_vec()));
+    let constraint = fixed.as_mut().map(|fixed| fixed as &mut dyn Constraint);
+    let drawn = Sampler::new(params, &[], None).sample(logits, position.into(), constraint);
+    drawn.ok().map(|drawn| drawn.token)
+};
+
+/// A mask that stays.
+#[derive(Clone)]
+struct Fixed(Vec<u32>);
+
+impl Constraint for Fixed {
+    fn mask(&mut self, mask: &mut [u32]) -> Result<(), ConstraintError> {
+        mask.copy_from_slice(&self.0);
+        Ok(())
+    }
+
+    fn accept(&mut self, _token: u32) -> Result<(), ConstraintError> {
+        Ok(())
+    }
+
+    fn is_finished(&self) -> bool {
+        false
+    }
+
+    fn clone_box(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
     }
 }
 

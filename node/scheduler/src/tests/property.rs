@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use quern_engine::AdapterId;
 use quern_engine::fake::FakeEngine;
 
-use super::harness::{Bench, Holding, Stream, Successor, greedy};
+use super::harness::{Bench, HOST_DRAWER, Holding, Stream, Successor, greedy};
 use crate::request::{Event, Pooling, Work};
 use crate::{Preemption, SchedulerConfig};
 
@@ -54,12 +54,13 @@ fn check(
     config: SchedulerConfig,
     kv: usize,
     slots: usize,
-    (speculate, mixes): (bool, bool),
+    (speculate, mixes, samples): (bool, bool, bool),
     planner: Option<Holding>,
 ) {
     let mut fake = Bench::tiny(kv, slots);
     fake.repetitive = speculate;
     fake.capabilities.mixes_adapters = mixes;
+    fake.drawer = samples.then_some(HOST_DRAWER);
     let drafter = speculate.then(|| Box::new(Successor) as Box<dyn crate::draft::Drafter>);
     let planner = planner.map(|planner| Box::new(planner) as Box<dyn crate::plan::Planner>);
     let mut bench = Bench::with(fake, config, planner, drafter);
@@ -139,7 +140,7 @@ proptest! {
     fn answers_are_exact_and_nothing_leaks(
         arrivals in prop::collection::vec(arrival(), 1..14),
         (kv, slots, budget) in (80usize..200, 2usize..7, 4usize..64),
-        (host, cache, speculate) in (any::<bool>(), any::<bool>(), any::<bool>()),
+        (host, cache, speculate, samples) in (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
         hold in prop::option::of((1u32..20, any::<bool>())),
         (mixes, max_adapters, quantum) in (any::<bool>(), 1usize..4, 1u32..20),
     ) {
@@ -153,7 +154,7 @@ proptest! {
             adapter_quantum: quantum,
             ..SchedulerConfig::default()
         };
-        check(&arrivals, config, kv, slots, (speculate, mixes), hold.map(holding));
+        check(&arrivals, config, kv, slots, (speculate, mixes, samples), hold.map(holding));
     }
 }
 
@@ -199,7 +200,7 @@ fn a_cached_prompt_that_fills_the_memory_is_started_once() {
         row(0, 0, 1, 1, 21),
     ];
     let config = SchedulerConfig { token_budget: 16, ..SchedulerConfig::default() };
-    check(&arrivals, config, 111, 3, (false, false), None);
+    check(&arrivals, config, 111, 3, (false, false, false), None);
 }
 
 /// Found by the property: what was paused for a more urgent request of another adapter
@@ -218,7 +219,7 @@ fn who_is_paused_for_another_adapter_does_not_start_before_it() {
         Arrival { embed: true, ..row(1, 3, 14, 1, 171) },
         row(2, 16, 36, 1, 172).after(2),
     ];
-    check(&arrivals, short_turns(4), 80, 2, (false, false), None);
+    check(&arrivals, short_turns(4), 80, 2, (false, false, false), None);
     let arrivals = [
         row(0, 8, 16, 19, 84),
         row(0, 0, 1, 1, 0).after(1),
@@ -229,5 +230,5 @@ fn who_is_paused_for_another_adapter_does_not_start_before_it() {
         row(0, 9, 22, 6, 249).twice().after(1),
         row(3, 13, 23, 12, 85).twice().after(1),
     ];
-    check(&arrivals, short_turns(29), 84, 3, (false, false), None);
+    check(&arrivals, short_turns(29), 84, 3, (false, false, false), None);
 }

@@ -33,6 +33,7 @@ impl Successor {
             max_outputs: 3,
             mixes_adapters: false,
             mixes_outputs: false,
+            samples: false,
             row_tile: 1,
         };
         let (logits, outputs, first_tokens) = (Vec::new(), Vec::new(), Vec::new());
@@ -46,7 +47,7 @@ impl Engine for Successor {
     }
 
     fn step(&mut self, rows: &[Row]) -> Result<StepOutput<'_>, EngineError> {
-        check_batch(&self.caps, rows)?;
+        check_batch(&self.caps, rows, &[])?;
         self.logits.clear();
         for row in rows {
             assert_eq!(row.pos, self.len, "rows continue their sequence");
@@ -60,7 +61,7 @@ impl Engine for Successor {
                 self.logits.extend((0..VOCAB).map(|token| if token == next { self.lead } else { 0.0 }));
             }
         }
-        Ok(StepOutput { logits: &self.logits, hidden: &[] })
+        Ok(StepOutput { logits: &self.logits, ..StepOutput::default() })
     }
 
     fn fork(&mut self, _: SeqId, _: SeqId, _: u32) -> Result<(), EngineError> {

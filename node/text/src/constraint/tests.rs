@@ -1,5 +1,6 @@
 use super::*;
 use crate::testing;
+use quern_engine::draw::{allows, mask_words};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::value::RawValue;
@@ -12,6 +13,13 @@ fn factory() -> &'static ConstraintFactory {
     &FACTORY
 }
 
+/// Which of so many logits are not banned.
+fn allowed(constraint: &mut dyn Constraint, num_logits: usize) -> Vec<TokenId> {
+    let mut mask = vec![0x5a5a_5a5a; mask_words(num_logits)];
+    constraint.mask(&mut mask).expect("the grammar goes on");
+    (0..num_logits as TokenId).filter(|token| allows(&mask, *token)).collect()
+}
+
 /// Draws allowed tokens at random until the end is drawn; `None` if the answer
 /// grew too long, which a loop in a grammar makes likely.
 fn walk(constraint: &mut dyn Constraint, seed: u64) -> Option<String> {
@@ -21,10 +29,7 @@ fn walk(constraint: &mut dyn Constraint, seed: u64) -> Option<String> {
     let num_logits = tokenizer.vocab_size() + 100;
     let mut drawn = Vec::new();
     for step in 0..400 {
-        let mut logits = vec![0.0; num_logits];
-        constraint.mask(&mut logits).expect("the grammar goes on");
-        let allowed: Vec<TokenId> =
-            (0..num_logits as TokenId).filter(|token| logits[*token as usize] == 0.0).collect();
+        let allowed = allowed(constraint, num_logits);
         assert!(!allowed.is_empty(), "nothing is allowed after {drawn:?}");
         let ends: Vec<_> = allowed.iter().filter(|token| tokenizer.eos_tokens().contains(token)).collect();
         // Take the end when it is offered, most of the time in the long run.
@@ -216,25 +221,20 @@ fn optional_calls_may_be_text() {
     for token in tokenizer.encode(call, Special::AsText).expect("tokens") {
         constraint.accept(token).expect("the call is allowed");
     }
-    let mut logits = vec![0.0; tokenizer.vocab_size()];
-    constraint.mask(&mut logits).expect("the grammar goes on");
-    assert_eq!(logits[tokenizer.eos().expect("there is one") as usize], 0.0);
+    let eos = tokenizer.eos().expect("there is one");
+    assert!(allowed(&mut *constraint, tokenizer.vocab_size()).contains(&eos));
 }
 
 #[test]
 fn the_end_is_allowed_only_where_the_grammar_ends() {
     let tokenizer = testing::tokenizer();
-    let eos = tokenizer.eos().expect("there is one") as usize;
+    let eos = tokenizer.eos().expect("there is one");
     let mut constraint = factory().compile(&Grammar::Regex("ab?".into())).expect("valid");
-    let mut logits = vec![0.0; tokenizer.vocab_size()];
-    constraint.mask(&mut logits).expect("the grammar goes on");
-    assert_eq!(logits[eos], f32::NEG_INFINITY);
+    assert!(!allowed(&mut *constraint, tokenizer.vocab_size()).contains(&eos));
     constraint.accept(tokenizer.token_id("a").expect("listed")).expect("allowed");
     let mut copy = constraint.clone_box();
-    let mut logits = vec![0.0; tokenizer.vocab_size()];
-    constraint.mask(&mut logits).expect("the grammar goes on");
-    assert_eq!(logits[eos], 0.0);
-    constraint.accept(eos as TokenId).expect("allowed");
+    assert!(allowed(&mut *constraint, tokenizer.vocab_size()).contains(&eos));
+    constraint.accept(eos).expect("allowed");
     assert!(constraint.is_finished());
     assert!(!copy.is_finished());
     assert!(copy.accept(tokenizer.token_id("c").expect("listed")).is_err());
@@ -267,17 +267,14 @@ fn what_cannot_be_compiled_is_an_error() {
 }
 
 #[test]
-fn words_of_the_mask_are_applied_right() {
+fn what_lies_beyond_the_vocabulary_is_banned() {
     for len in [1, 31, 32, 33, 64, 100] {
-        let mut mask = SimpleVob::alloc(len);
-        for idx in (0..len).filter(|idx| idx % 3 == 0 || *idx < 32) {
-            mask.allow_token(idx as TokenId);
-        }
-        let mut logits = vec![1.0; len + 5];
-        ban(&mask, &mut logits);
-        for (idx, logit) in logits.iter().enumerate() {
-            let allowed = idx < len && (idx % 3 == 0 || idx < 32);
-            assert_eq!(*logit == 1.0, allowed, "{idx} of {len}");
+        for num_logits in [len, len + 5, len + 70] {
+            let mut mask = vec![u32::MAX; mask_words(num_logits)];
+            copy(&SimpleVob::alloc_ones(len), &mut mask);
+            let num_allowed: u32 = mask.iter().map(|word| word.count_ones()).sum();
+            assert_eq!(num_allowed, len as u32);
+            assert!((0..len as TokenId).all(|token| allows(&mask, token)));
         }
     }
 }

@@ -120,12 +120,13 @@ fn biases_ban_force_and_ignore_what_is_not_there() {
 struct EveryNth(usize, usize);
 
 impl Constraint for EveryNth {
-    fn mask(&mut self, logits: &mut [f32]) -> Result<(), ConstraintError> {
+    fn mask(&mut self, mask: &mut [u32]) -> Result<(), ConstraintError> {
         if self.0 == 0 {
             return Err(ConstraintError("stuck".into()));
         }
-        let banned = logits.iter_mut().enumerate().filter(|(idx, _)| idx % self.0 != self.1);
-        banned.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+        mask.fill(0);
+        let allowed = (self.1..mask.len() * 32).step_by(self.0);
+        allowed.for_each(|token| mask[token / 32] |= 1 << (token % 32));
         Ok(())
     }
     fn accept(&mut self, _token: TokenId) -> Result<(), ConstraintError> {

@@ -142,6 +142,18 @@ proptest! {
     }
 
     #[test]
+    fn engines_are_asked_for_the_same_draws(logits in logits(), params in params(), position in any::<u32>()) {
+        let mut sampler = sampler(&params);
+        let draw = sampler.draw().expect("nothing is asked for that only the sampler can do");
+        let within = quern_engine::draw::drawn(&logits, draw, position, None, 1e-5);
+        let found = sampler.sample(&logits, position.into(), None).ok().map(|sampled| sampled.token);
+        prop_assert_eq!(found.is_some(), within.is_some());
+        if let (Some(token), Some(within)) = (found, within) {
+            prop_assert!(within.contains(&token), "{} is not in {:?}", token, within);
+        }
+    }
+
+    #[test]
     fn logprobs_are_the_models_own(logits in logits(), count in 0..30_u8, params in params()) {
         prop_assume!(is_drawable(&logits));
         let params = SamplingParams { logit_bias: vec![(0, 3.0)], ..params };
