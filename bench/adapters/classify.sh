@@ -32,7 +32,8 @@ for format in "${formats[@]}"; do
     [ -f "$work/merged.gguf" ] || "$quern" adapter merge "$base" "$adapter" --out "$work/merged.gguf"
     "$quern" quantize "$work/merged.gguf" "$work/intents.$format.gguf" "$format"
 done
-sed 's/^texts = .*/texts = 32/' "$root/bench/workloads/classify.toml" >"$work/texts-32.toml"
+# The peer's chat takes one text.
+sed 's/^texts = .*/texts = 32/; /^\[servers/,/^$/d' "$root/bench/workloads/classify.toml" >"$work/texts-32.toml"
 
 ask() { # folder, name, workload, url, requests, further switches
     "$bench" run "$3" --csv "$csv" --clients 8 --requests "$5" --out "$1" --url "$4" --name "$2" "${@:6}" >/dev/null ||
