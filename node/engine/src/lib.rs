@@ -2,13 +2,13 @@
 //!
 //! An engine is a batch calculator: it takes ragged batches of rows, keeps the
 //! key-value state of numbered sequences, and gives back logits, hidden states
-//! or, where it can, tokens drawn from them. It knows no requests, no queues, no text and no policies. Everything
-//! clever (continuous batching, prefix sharing, speculation) is built once, on
-//! these calls, by the scheduler.
+//! or, where it can, tokens drawn from them. It knows no requests, no queues, no
+//! text and no policies. Everything clever (continuous batching, prefix sharing,
+//! speculation) is built once, on these calls, by the scheduler.
 //!
 //! [`fake::FakeEngine`] is the engine for tests; the real ones live in crates
-//! of their own. [`suite`] holds the checks that every engine must pass, [`draw`] what a draw
-//! is, [`saved`] what states begin with that leave an engine.
+//! of their own. [`suite`] holds the checks that every engine must pass, [`draw`]
+//! what a draw is, [`saved`] what states begin with that leave an engine.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 

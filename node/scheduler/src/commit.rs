@@ -195,10 +195,10 @@ enum Given<'a> {
 }
 
 /// Takes the token behind each row, drawn here or by the engine, for as long as
-/// the guesses behind it come true. Each token is drawn as it would be without guesses, so guessing
-/// changes the pace and never the answer (Leviathan et al., 2023, verify drafts
-/// by rejection; drawing with the same numbers and comparing needs no more than
-/// a draw that depends on the seed and the position alone).
+/// the guesses behind it come true. Each token is drawn as it would be without
+/// guesses, so guessing changes the pace and never the answer (Leviathan et al.,
+/// 2023, verify drafts by rejection; drawing with the same numbers and comparing
+/// needs no more than a draw that depends on the seed and the position alone).
 fn take_tokens(sequence: &mut Sequence, part: &mut Part, given: Given<'_>, caps: &Capabilities) {
     for idx in 0..part.num_outputs {
         let position = sequence.tokens.len() as u64;

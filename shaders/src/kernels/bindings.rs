@@ -107,6 +107,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "not a binding")]
     fn others_are_refused() {
-        read("@group(0) @binding(0) var textures: texture_3d<f32>;");
+        read("@group(0) @binding(0) var textures: texture_2d<f32>;");
     }
 }
