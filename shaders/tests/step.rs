@@ -116,6 +116,33 @@ fn results_do_not_depend_on_company() {
     check(Arch::Qwen3, TensorType::BF16, true);
 }
 
+/// The kernels that a step of so many rows of one sequence dispatches; `None` where the device has no clock.
+fn kernels_of(device: &Device, num_rows: u32) -> Option<Vec<String>> {
+    let mut runner = runner(device, &TinySpec::new(Arch::Qwen2, 11));
+    let row = |position| BatchRow { token: position, position, list: 0, adapter_id: None };
+    let rows: Vec<BatchRow> = (0..num_rows).map(row).collect();
+    let batch = Batch { rows: &rows, lists: &[&[3, 0]], logits: &[num_rows - 1], ..Batch::default() };
+    let times = runner.time(&batch).expect("a tiny model works")?;
+    Some(times.into_iter().map(|time| time.kernel).collect())
+}
+
+#[test]
+fn products_have_a_kernel_by_rows() {
+    let options = DeviceOptions { subgroups: Subgroups::Off, ..DeviceOptions::default() };
+    let plain = Device::open(&options).expect("there is a device");
+    let devices = [(Some(plain), "matmul_tile"), (common::cooperative(), "matmul_coop")];
+    for (device, kernel) in devices.into_iter().filter_map(|(device, kernel)| Some((device?, kernel))) {
+        for (num_rows, has_many) in [(1, false), (32, false), (33, true), (45, true)] {
+            let Some(kernels) = kernels_of(&device, num_rows) else { continue };
+            let takes = |name: &str| kernels.iter().any(|kernel| kernel.starts_with(name));
+            assert_eq!(takes(kernel), has_many, "{kernel} for {num_rows} rows: {kernels:?}");
+            // The head always multiplies few columns; layers do where nothing else takes them.
+            assert!(takes("matmul QUANT"), "{num_rows} rows: {kernels:?}");
+            assert_eq!(takes("halve"), has_many && kernel == "matmul_coop", "{num_rows} rows: {kernels:?}");
+        }
+    }
+}
+
 #[test]
 fn cooperative_matrices_come_near() {
     let Some(device) = common::cooperative() else { return };
