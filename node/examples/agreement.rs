@@ -5,7 +5,8 @@
 //! ```
 //! The reference is llama.cpp on the CPU with MODEL.gguf. Keys: `subject` (`wgsl` or `llama`) and `model` (its
 //! file, where it is another one) say what is compared with it; `rows` how many tokens the subject takes in
-//! a step (more than 32 with `cooperative=true` are multiplied by cooperative matrices), `repack` and `kv` (f16, q8_0, q4_0) how a `llama` subject is set up. `tokens` are taken of each text, `misses` is a CSV to write.
+//! a step (with `cooperative=true`, a `wgsl` subject multiplies more than 32 by cooperative matrices), `repack` and
+//! `kv` (f16, q8_0, q4_0) how a `llama` subject is set up. `tokens` are taken of each text, `misses` is a CSV to write.
 //!
 //! What is printed is a Markdown table: of each text the share of positions at which both have the same
 //! likeliest token, and how far logits differ. A miss has a rank, the subject's first choice's place in the
