@@ -18,11 +18,12 @@
 #   INTENTS_CSV    a larger file of intent queries, text,label, for all but chat and long-prompt
 #                                                                  (default: the rows of the workloads)
 #   RESULTS        where results go                                (default: bench/results)
-# and what node.sh names, which holds for both servers (SLOTS is 8 here; PORT is the first of three), and the PEER_
+# and what node.sh names, which holds for both servers (here SLOTS is 16 and CTX 32768; PORT is the first of three), and the PEER_
 # variables of peers/llama-server.sh, which must have built the peer before.
 set -euo pipefail
 
-SLOTS=${SLOTS:-8}
+SLOTS=${SLOTS:-16}
+CTX=${CTX:-32768}
 RESULTS=${RESULTS:-$(dirname "$0")/results}/$(date -u +%F)-${NAME:-compare}
 source "$(dirname "$0")/node.sh"
 rounds=${ROUNDS:-3}

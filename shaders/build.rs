@@ -46,19 +46,13 @@ fn read_folder(folder: &Path, prefix: &str, files: &mut BTreeMap<String, String>
 fn validate_all(files: &BTreeMap<String, String>) {
     let mut mistakes = Vec::new();
     let source = |path: &str| files.get(path).map(String::as_str);
-    // Halves in words are read as f32; every device can.
-    let capabilities =
-        naga::valid::Capabilities::SUBGROUP | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
-    validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
-    validator.subgroup_operations(naga::valid::SubgroupOperationSet::all());
     for entry in catalog::KERNELS {
         for values in combinations(entry.axes) {
             let expanded = preprocess::expand(&format!("{}.wgsl", entry.name), &values, &source);
             let checked = expanded.and_then(|text| {
                 let module =
                     naga::front::wgsl::parse_str(&text).map_err(|error| error.emit_to_string(&text))?;
-                validator.validate(&module).map_err(|error| error.emit_to_string(&text))
+                validator(&text).validate(&module).map_err(|error| error.emit_to_string(&text))
             });
             if let Err(why) = checked {
                 mistakes.push(format!("{} with {values:?}: {why}", entry.name));
@@ -69,6 +63,20 @@ fn validate_all(files: &BTreeMap<String, String>) {
         eprintln!("{} variants of kernels are wrong:\n{}", mistakes.len(), mistakes.join("\n"));
         std::process::exit(1);
     }
+}
+
+/// Allows a text what every device that runs it has.
+fn validator(text: &str) -> naga::valid::Validator {
+    use naga::valid::Capabilities;
+    // Halves in words are read as f32; every device can.
+    let mut capabilities = Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    if text.contains("enable wgpu_cooperative_matrix;") {
+        capabilities |= Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
+    }
+    let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
+    validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
+    validator.subgroup_operations(naga::valid::SubgroupOperationSet::all());
+    validator
 }
 
 /// Every choice of one value an axis.

@@ -16,7 +16,7 @@
 #   SHAPES        measure: models to make                     (default: qwen2.5-0.5b qwen2.5-7b)
 #   CUDA_ARCH     measure: architecture                       (default: 90, Hopper)
 #   CLIENTS       measure: levels of clients                  (default: 1,8,32)
-#   PORT          measure: first of two ports                 (default: 18080)
+#   PORT          measure: first of four ports                (default: 18080)
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -31,8 +31,8 @@ for package in json.load(sys.stdin)["packages"]:
         print(os.path.dirname(package["manifest_path"]))')
     rm -rf "$pack"
     mkdir -p "$pack/bin"
-    cp "$target/quern" "$target/quern-bench" "$target"/*.so* "$target/examples/engine_bench" \
-        "$target/examples/make_tiny" "$pack/bin/"
+    cp "$target/quern" "$target/quern-bench" "$target"/*.so* "$target"/examples/{engine_bench,make_tiny} \
+        "$target"/examples/{look,kernel_bench,matmul_bench,step_bench} "$pack/bin/"
     # Debug information would be most of the weight.
     strip --strip-debug "$pack"/bin/*
     tar -czf "$pack/ggml.tar.gz" -C "$sources/llama.cpp" ggml LICENSE
@@ -52,27 +52,46 @@ build_plugin() {
     find "$build" -name 'libggml-cuda.so' -exec cp {} "$pack/bin/" \;
 }
 
-server_pid=
-stop_server() {
-    [ -n "$server_pid" ] || return 0
-    kill "$server_pid" 2>/dev/null || true
-    wait "$server_pid" 2>/dev/null || true
-    server_pid=
+server_pids=()
+stop_servers() {
+    local pid
+    for pid in "${server_pids[@]}"; do
+        kill "$pid" 2>/dev/null || true
+        wait "$pid" 2>/dev/null || true
+    done
+    server_pids=()
 }
 
 # Starts quern with a model and waits until it can serve a token.
-start_server() { # model, log
-    local port=${PORT:-18080}
-    "$pack/bin/quern" serve --model "$1" --listen "127.0.0.1:$port" --admin-listen "127.0.0.1:$((port + 1))" \
-        --kv-capacity 65536 >"$2" 2>&1 &
-    server_pid=$!
+start_server() { # model, log, port, further switches
+    local model=$1 log=$2 port=$3
+    shift 3
+    "$pack/bin/quern" serve --model "$model" --listen "127.0.0.1:$port" --admin-listen "127.0.0.1:$((port + 1))" \
+        --kv-capacity 65536 "$@" >"$log" 2>&1 &
+    server_pids+=($!)
     for _ in $(seq 300); do
         curl --silent --fail --output /dev/null "http://127.0.0.1:$((port + 1))/ready" && return
-        kill -0 "$server_pid" 2>/dev/null || break
+        kill -0 "${server_pids[-1]}" 2>/dev/null || break
         sleep 0.2
     done
-    echo "run.sh: quern is not ready: see $2" >&2
+    echo "run.sh: quern is not ready: see $log" >&2
     return 1
+}
+
+# Steps and kernels of the WGSL engine by themselves, and the engine beside llama.cpp's on the same card.
+measure_wgsl() { # shape, model, out
+    local shape=$1 model=$2 out=$3 port=${PORT:-18080} failed=0
+    for cooperative in 0 1; do
+        "$pack/bin/step_bench" "$model" prefill=512 context=512 runs=20 "cooperative=$cooperative" \
+            >"$out/$shape-wgsl-steps-cooperative-$cooperative.txt" 2>&1 || failed=1
+    done
+    start_server "$model" "$out/$shape-wgsl.log" $((port + 2)) --engine wgsl --set engine.wgsl.kv_capacity=65536 ||
+        return 1
+    "$pack/bin/quern-bench" run chat --url "http://127.0.0.1:$((port + 2))" --name wgsl --rounds 3 --any-answer \
+        --url "http://127.0.0.1:$port" --name llama.cpp --clients "${CLIENTS:-1,8,32}" \
+        --title "chat, $shape, WGSL engine beside llama.cpp's" --note "synthetic weights" \
+        --note "$(tail -n 1 "$out/gpu.csv")" --out "$out/$shape-wgsl-chat" || failed=1
+    return "$failed"
 }
 
 measure() {
@@ -81,11 +100,16 @@ measure() {
     mkdir -p "$out" "$models"
     nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv >"$out/gpu.csv"
     build_plugin
+    {
+        "$pack/bin/look"
+        "$pack/bin/kernel_bench"
+        "$pack/bin/matmul_bench"
+    } >"$out/wgsl-kernels.txt" 2>&1 || failed=1
     for shape in ${SHAPES:-qwen2.5-0.5b qwen2.5-7b}; do
         local model=$models/$shape.gguf
         [ -f "$model" ] || "$pack/bin/make_tiny" --shape "$shape" "$model"
         "$pack/bin/engine_bench" "$model" kv=65536 sequences=64 >"$out/$shape-engine.txt" 2>&1 || failed=1
-        start_server "$model" "$out/$shape-quern.log"
+        start_server "$model" "$out/$shape-quern.log" "${PORT:-18080}"
         for workload in chat intents long-prompt; do
             local levels=(--clients "${CLIENTS:-1,8,32}")
             [ "$workload" = long-prompt ] && levels=()
@@ -94,13 +118,14 @@ measure() {
                 --title "$workload, $shape" --note "$(tail -n 1 "$out/gpu.csv")" --note "synthetic weights" \
                 --out "$out/$shape-$workload" || failed=1
         done
-        stop_server
+        measure_wgsl "$shape" "$model" "$out" || failed=1
+        stop_servers
     done
     "$pack/bin/quern-bench" report "$out"
     return "$failed"
 }
 
-trap stop_server EXIT
+trap stop_servers EXIT
 case "${1:-}" in
 pack) pack ;;
 measure) measure ;;

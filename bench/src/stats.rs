@@ -190,7 +190,8 @@ const fn less(name: &'static str, value: fn(&PhaseSummary) -> Option<f64>) -> Fi
 
 /// Every figure of the tables, in their order.
 pub const FIGURES: &[Figure] = &[
-    more("tok/s", |phase| Some(phase.tokens_per_s)),
+    // Labels have no tokens: answers without any are no rate of 0.
+    more("tok/s", |phase| (phase.tokens_per_s > 0.0 || phase.num_ok == 0).then_some(phase.tokens_per_s)),
     more("requests/s", |phase| Some(phase.requests_per_s)),
     less("TTFT p50 ms", |phase| phase.ttft.map(|q| q.p50_ms)),
     less("TTFT p95 ms", |phase| phase.ttft.map(|q| q.p95_ms)),
@@ -337,6 +338,14 @@ mod tests {
         assert_eq!((tokens.over.as_str(), tokens.under.as_str(), tokens.ratio.count), ("a", "b", 2));
         assert!((tokens.ratio.median - 1.15).abs() < 1e-9);
         assert!((tokens.ratio.min - 1.1).abs() < 1e-9 && (tokens.ratio.max - 1.2).abs() < 1e-9);
+    }
+
+    #[test]
+    fn labels_have_no_rate_of_tokens() {
+        let labels = PhaseSummary { num_ok: 3, ..phase("a", 0, 0.0) };
+        let none_of = |phases: &[PhaseSummary]| ratios(phases).iter().all(|ratio| ratio.figure != "tok/s");
+        assert!(none_of(&[labels, phase("b", 0, 50.0)]));
+        assert!(!none_of(&[phase("a", 0, 0.0), phase("b", 0, 50.0)]), "a server that failed has one");
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! ```
 //! The reference is llama.cpp on the CPU with MODEL.gguf. Keys: `subject` (`wgsl` or `llama`) and `model` (its
 //! file, where it is another one) say what is compared with it; `rows` how many tokens the subject takes in
-//! a step, `repack` and `kv` (f16, q8_0, q4_0) how a `llama` subject is set up. `tokens` are taken of each text, `misses` is a CSV to write.
+//! a step (with `cooperative=true`, a `wgsl` subject multiplies more than 32 by cooperative matrices), `repack` and
+//! `kv` (f16, q8_0, q4_0) how a `llama` subject is set up. `tokens` are taken of each text, `misses` is a CSV to write.
 //!
 //! What is printed is a Markdown table: of each text the share of positions at which both have the same
 //! likeliest token, and how far logits differ. A miss has a rank, the subject's first choice's place in the
@@ -20,10 +21,10 @@ use quern_engine::{AdapterId, Engine, Output, Row, TokenId};
 use quern_gguf::Gguf;
 use quern_llama::{KvType, LlamaConfig, LlamaEngine};
 use quern_text::{Special, Tokenizer};
-use quern_wgsl::{WgslConfig, WgslEngine, WgslModel};
+use quern_wgsl::{DeviceOptions, WgslConfig, WgslEngine, WgslModel};
 
-/// Tokens of the reference's steps; the subject's are as many or fewer.
-const CHUNK: usize = 32;
+/// Tokens of the subject's steps where nothing else is said, and the fewest of the reference's.
+const ROWS: usize = 32;
 
 struct Options {
     model: PathBuf,
@@ -34,7 +35,15 @@ struct Options {
     kv: KvType,
     tokens: usize,
     misses: Option<PathBuf>,
+    cooperative: bool,
     texts: Vec<PathBuf>,
+}
+
+impl Options {
+    /// Tokens of the reference's steps; the subject's are as many or fewer.
+    fn chunk(&self) -> usize {
+        self.rows.max(ROWS)
+    }
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -51,7 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             return Err(format!("{}: it has only {} tokens", path.display(), tokens.len()).into());
         };
         let name = path.display().to_string();
-        let found = compare(&mut *reference, &mut *subject, tokens, options.rows, &name)?;
+        let found = compare(&mut *reference, &mut *subject, tokens, &options, &name)?;
         found.print(&name);
         total.add(found);
     }
@@ -68,11 +77,12 @@ fn options(args: impl Iterator<Item = String>) -> Result<Options, Box<dyn Error>
         model: PathBuf::new(),
         subject: "wgsl".to_owned(),
         subject_model: None,
-        rows: CHUNK,
+        rows: ROWS,
         repack: true,
         kv: KvType::F16,
         tokens: 200,
         misses: None,
+        cooperative: false,
         texts: Vec::new(),
     };
     let mut paths = Vec::new();
@@ -94,13 +104,14 @@ fn options(args: impl Iterator<Item = String>) -> Result<Options, Box<dyn Error>
                     _ => return Err(format!("kv={value}: f16, q8_0 or q4_0").into()),
                 };
             }
+            "cooperative" => options.cooperative = value.parse()?,
             "tokens" => options.tokens = value.parse()?,
             "misses" => options.misses = Some(value.into()),
             _ => return Err(format!("unknown key {key}").into()),
         }
     }
-    if paths.len() < 2 || !(1..=CHUNK).contains(&options.rows) {
-        return Err(format!("usage: agreement MODEL.gguf [key=value]… TEXT…, with rows=1 to {CHUNK}").into());
+    if paths.len() < 2 || options.rows == 0 {
+        return Err("usage: agreement MODEL.gguf [key=value]… TEXT…, with rows=1 or more".into());
     }
     options.model = paths.remove(0);
     options.texts = paths;
@@ -111,9 +122,9 @@ fn llama(path: &Path, config: &LlamaConfig, options: &Options) -> Result<Box<dyn
     let config = LlamaConfig {
         kv_capacity: (options.tokens as u32).next_multiple_of(256),
         max_sequences: 1,
-        max_rows: CHUNK as u32,
-        micro_batch_rows: CHUNK as u32,
-        max_outputs: CHUNK as u32,
+        max_rows: options.chunk() as u32,
+        micro_batch_rows: options.chunk() as u32,
+        max_outputs: options.chunk() as u32,
         ..config.clone()
     };
     Ok(Box::new(LlamaEngine::load(path, &config, &mut |_| true)?))
@@ -129,10 +140,14 @@ fn subject(options: &Options) -> Result<Box<dyn Engine>, Box<dyn Error>> {
         }
         "wgsl" => {
             let config = WgslConfig {
-                kv_capacity: options.tokens as u32 + CHUNK as u32,
+                device: DeviceOptions {
+                    cooperative_matrices: options.cooperative,
+                    ..DeviceOptions::default()
+                },
+                kv_capacity: options.tokens as u32 + options.chunk() as u32,
                 max_sequences: 1,
-                max_rows: CHUNK as u32,
-                max_outputs: CHUNK as u32,
+                max_rows: options.chunk() as u32,
+                max_outputs: options.chunk() as u32,
                 adapter_slots: [0; 4],
                 ..WgslConfig::default()
             };
@@ -168,16 +183,16 @@ fn compare(
     reference: &mut dyn Engine,
     subject: &mut dyn Engine,
     tokens: &[TokenId],
-    rows_each: usize,
+    options: &Options,
     text: &str,
 ) -> Result<Agreement, Box<dyn Error>> {
     let vocab = reference.capabilities().vocab_size;
     let mut found = Agreement::default();
-    for (chunk_idx, chunk) in tokens.chunks(CHUNK).enumerate() {
-        let start = chunk_idx * CHUNK;
+    for (chunk_idx, chunk) in tokens.chunks(options.chunk()).enumerate() {
+        let start = chunk_idx * options.chunk();
         let wanted = reference.step(&rows(start, chunk))?.logits;
-        for (part_idx, part) in chunk.chunks(rows_each).enumerate() {
-            let first = part_idx * rows_each;
+        for (part_idx, part) in chunk.chunks(options.rows).enumerate() {
+            let first = part_idx * options.rows;
             let logits = subject.step(&rows(start + first, part))?.logits;
             let wanted = wanted[first * vocab..].chunks(vocab);
             for (idx, (logits, wanted)) in logits.chunks(vocab).zip(wanted).enumerate() {

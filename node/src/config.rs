@@ -181,6 +181,8 @@ pub struct Wgsl {
     pub adapter_slots: [u32; 4],
     /// Draw tokens on the device; on all but CPUs where unset.
     pub sample_on_device: Option<bool>,
+    /// Multiply the rows of long prompts by cooperative matrices (tensor cores).
+    pub cooperative_matrices: bool,
 }
 
 /// What reaches a device.

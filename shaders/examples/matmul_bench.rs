@@ -28,7 +28,7 @@ type Error = Box<dyn std::error::Error>;
 const NUM_ROWS: usize = 32768;
 const NUM_COLUMNS: usize = 1024;
 /// Columns of x.
-const BATCHES: [u32; 6] = [1, 2, 4, 8, 16, 64];
+const BATCHES: [u32; 7] = [1, 2, 4, 8, 16, 64, 256];
 /// Bytes that a plain copy reads.
 const COPY_BYTES: usize = 128 << 20;
 
@@ -121,15 +121,25 @@ impl Bench {
         planes: &[(&'static str, Content)],
         num_columns: u32,
     ) -> Result<f64, Error> {
-        let cols = num_columns.min(if self.in_texels { 16 } else { 8 });
         let shares = self.device.profile().subgroup_size == Some(8);
-        let axes = [
-            ("QUANT", format.axis),
-            ("COLS", &*cols.to_string()),
-            ("SHARE", if shares { "1" } else { "0" }),
-            ("TEXELS", if self.in_texels { "1" } else { "0" }),
-        ];
-        let kernel = Kernel::new(&self.device, &Text::new("matmul", &axes))?;
+        // As steps take them.
+        let in_tiles = !shares && num_columns > 32;
+        let cols = if in_tiles { 32 } else { num_columns.min(if self.in_texels { 16 } else { 8 }) };
+        let panels_each = if shares {
+            16
+        } else if in_tiles {
+            8
+        } else {
+            1
+        };
+        let (quant, cols_each) = (("QUANT", format.axis), cols.to_string());
+        let texels = ("TEXELS", if self.in_texels { "1" } else { "0" });
+        let share = ("SHARE", if shares { "1" } else { "0" });
+        let text = match in_tiles {
+            true => Text::new("matmul_tile", &[quant, texels]),
+            false => Text::new("matmul", &[quant, ("COLS", &cols_each), share, texels]),
+        };
+        let kernel = Kernel::new(&self.device, &text)?;
         let num_panels = (NUM_ROWS / PANEL_ROWS) as u32;
         let width = NUM_COLUMNS as u32 / 4;
         let params =
@@ -146,7 +156,7 @@ impl Bench {
             ("out", Content::poisoned(num_columns as usize * NUM_ROWS)),
         ];
         contents.extend(planes.iter().cloned());
-        let workgroups = [num_panels.div_ceil(if shares { 16 } else { 1 }), num_columns.div_ceil(cols), 1];
+        let workgroups = [num_panels.div_ceil(panels_each), num_columns.div_ceil(cols), 1];
         let (times, _) = time(&self.device, &kernel, &contents, workgroups, self.runs)?;
         Ok(median(times.ok_or("no times")?))
     }

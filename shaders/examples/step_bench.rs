@@ -3,8 +3,8 @@
 //! ```text
 //! cargo run --release -p quern-shaders --example step_bench -- MODEL.gguf [key=value]…
 //! ```
-//! Keys: `adapter` (a part of its name), `prefill` (tokens of a prompt, in one step), `context` (tokens that
-//! sequences hold before they decode), `runs` of each case.
+//! Keys: `adapter` (a part of its name), `cooperative` (1: long prompts by cooperative matrices), `prefill` (tokens of
+//! a prompt, in one step), `context` (tokens that sequences hold before they decode), `runs` of each case.
 //!
 //! The first table is by the host's clock, from a batch to its logits, or tokens, in memory, and gives medians; `MB` are
 //! the weights that a step reads. The second has the dispatches of the same steps by the device's clock,
@@ -28,7 +28,7 @@ type Error = Box<dyn std::error::Error>;
 const DRAW: Draw = Draw { temperature: 0.8, top_k: 0, top_p: 0.95, min_p: 0.0, seed: 1 };
 
 /// Sequences that decode together.
-const DECODES: [u32; 4] = [1, 2, 4, 8];
+const DECODES: [u32; 5] = [1, 2, 4, 8, 32];
 
 fn main() -> Result<(), Error> {
     let mut args = std::env::args().skip(1);
@@ -38,6 +38,7 @@ fn main() -> Result<(), Error> {
         let (key, value) = arg.split_once('=').ok_or_else(|| format!("{arg} is not key=value"))?;
         match key {
             "adapter" => options.adapter = value.to_owned(),
+            "cooperative" => options.cooperative_matrices = value == "1",
             "prefill" => prefill = value.parse()?,
             "context" => context = value.parse()?,
             "runs" => runs = value.parse::<usize>()?.max(1),

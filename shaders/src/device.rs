@@ -6,6 +6,7 @@
 
 mod choose;
 mod health;
+mod survey;
 mod unchecked;
 
 use std::borrow::Cow;
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::error::DeviceError;
 use crate::kernels::{Kernel, Text};
 use health::Health;
+pub use survey::{Surveyed, survey};
 
 /// Textures that the hungriest kernel binds.
 const TEXTURES: u32 = 4;
@@ -53,6 +55,9 @@ pub struct DeviceOptions {
     pub backend: Backend,
     /// Operations between threads.
     pub subgroups: Subgroups,
+    /// Multiply many columns at once by cooperative matrices (tensor cores). The adapter must have them; what a
+    /// row gives then depends, by rounding, on whether many rows stand beside it.
+    pub cooperative_matrices: bool,
     /// Keep wgpu's checks of every access and loop. For tests: some kernels take several times as long.
     pub checked: bool,
 }
@@ -70,13 +75,16 @@ pub struct Profile {
     pub is_cpu: bool,
     /// Threads of a subgroup, where it is one fixed number and kernels may use subgroups.
     pub subgroup_size: Option<u32>,
+    /// Rows and columns of cooperative matrices, 8 or 16, where kernels are to use them: halves in, f32 sums.
+    pub cooperative_size: Option<u32>,
     /// Whether passes can be timed.
     pub has_timestamps: bool,
     /// Largest range of a buffer that a kernel can see, in bytes.
     pub max_binding_bytes: u64,
     /// Largest buffer, in bytes.
     pub max_buffer_bytes: u64,
-    /// Whether planes of weights are textures: where the adapter is a CPU; see `texels.rs`.
+    /// Whether planes of weights are textures: where the adapter is a CPU and not asked for cooperative
+    /// matrices; see `texels.rs`.
     pub reads_texels: bool,
     /// Largest width and height of a texture, in texels.
     pub max_texture_side: u32,
@@ -121,7 +129,13 @@ impl Device {
         let optional = wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
-        let features = adapter.features() & optional;
+        let cooperative = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+        let mut features = adapter.features() & optional;
+        let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if options.cooperative_matrices {
+            features |= cooperative;
+            experimental_features = unchecked::experimental();
+        }
         let one_size = info.subgroup_min_size == info.subgroup_max_size;
         let has_subgroups = features.contains(wgpu::Features::SUBGROUP) && one_size;
         let profile = Profile {
@@ -131,10 +145,13 @@ impl Device {
             is_cpu: info.device_type == wgpu::DeviceType::Cpu,
             subgroup_size: (has_subgroups && options.subgroups == Subgroups::Auto)
                 .then_some(info.subgroup_min_size),
+            cooperative_size: choose::cooperative_size(&adapter)
+                .filter(|_| options.cooperative_matrices && options.subgroups == Subgroups::Auto),
             has_timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
             reads_texels: info.device_type == wgpu::DeviceType::Cpu
+                && !options.cooperative_matrices
                 && limits.max_storage_textures_per_shader_stage >= TEXTURES,
             max_texture_side: limits.max_texture_dimension_2d,
             is_checked: options.checked,
@@ -144,6 +161,7 @@ impl Device {
             required_features: features,
             required_limits: limits,
             memory_hints: wgpu::MemoryHints::Performance,
+            experimental_features,
             ..Default::default()
         };
         let refused = |error: wgpu::RequestDeviceError| DeviceError::Refused {

@@ -22,5 +22,5 @@ pub mod twins;
 pub mod weights;
 
 pub use buffers::Buffer;
-pub use device::{Backend, Device, DeviceOptions, Profile, Subgroups};
+pub use device::{Backend, Device, DeviceOptions, Profile, Subgroups, Surveyed, survey};
 pub use error::DeviceError;

@@ -3,15 +3,18 @@
 //! Everything that can be known before is made when a [`Runner`] is made: pipelines, buffers for the largest
 //! batch, and a list of dispatches with their bind groups. A step writes one piece of metadata, encodes the
 //! list, and reads back what was asked for. Where next: `step/plan.rs` for the list of dispatches,
+//! `step/product.rs` for those of matrices,
 //! `step/layout.rs` for the metadata, `step/adapters.rs` for adapters, `step/draw.rs` for tokens, `pages.rs` for who
 //! holds which page.
 
 mod adapters;
 mod dispatch;
 mod draw;
+mod halves;
 mod inputs;
 mod layout;
 mod plan;
+mod product;
 
 use std::sync::Arc;
 use std::time::Duration;

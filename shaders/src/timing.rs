@@ -4,7 +4,7 @@
 //! it. Buffers are as the harness makes them and stay the same from run to run: what fits into a cache
 //! comes out of it. Where next: `examples/kernel_bench.rs` for tables.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::buffers::Buffer;
 use crate::device::Device;
@@ -49,6 +49,38 @@ pub fn time(
     device.queue.submit([encoder.finish()]);
     let times = clock.map(|clock| clock.read(device)).transpose()?;
     Ok((times, prepared.written(device)?))
+}
+
+/// Runs `kernel` `count` times in one pass, one workgroup each, every run after the one before because all write the
+/// same buffers. The time from the submit until all are done, by the host's clock.
+///
+/// # Errors
+/// [`DeviceError`] when the device refuses something.
+///
+/// # Panics
+/// When a name of the kernel has no content, or content no name.
+pub fn time_chain(
+    device: &Device,
+    kernel: &Kernel,
+    contents: &[(&str, Content)],
+    count: u32,
+) -> Result<Duration, DeviceError> {
+    let prepared = prepare(device, kernel, contents)?;
+    let mut encoder = device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        pass.set_pipeline(&kernel.pipeline);
+        pass.set_bind_group(0, &prepared.bound.0, &[]);
+        for _ in 0..count {
+            pass.dispatch_workgroups(1, 1, 1);
+        }
+    }
+    let commands = encoder.finish();
+    device.wait()?;
+    let began = Instant::now();
+    device.queue.submit([commands]);
+    device.wait()?;
+    Ok(began.elapsed())
 }
 
 /// Timestamps around passes.

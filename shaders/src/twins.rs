@@ -1,4 +1,5 @@
-//! What each kernel computes, written for the CPU: a file of the same name for each.
+//! What each kernel computes, written for the CPU: a file of the same name for each; that of `matmul` is that of
+//! `matmul_tile` and `matmul_coop` too.
 //!
 //! Twins are plain and slow. They say what is right; kernels are held against them.
 
@@ -6,6 +7,7 @@ mod attention;
 mod copy;
 mod embed;
 mod group;
+mod halve;
 mod lora_expand;
 mod lora_shrink;
 mod matmul;
@@ -20,6 +22,7 @@ pub use attention::attention;
 pub use copy::copy;
 pub use embed::embed;
 pub use group::Group;
+pub use halve::{Halved, halve};
 pub use lora_expand::lora_expand;
 pub use lora_shrink::{LoraBuffers, lora_shrink};
 pub use matmul::matmul;

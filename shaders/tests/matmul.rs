@@ -1,4 +1,4 @@
-//! `matmul` and `embed` against their twins, for every type.
+//! `matmul`, `matmul_tile` and `embed` against their twins, for every type.
 
 mod common;
 
@@ -84,8 +84,7 @@ impl Matrix {
             ),
         ];
         let contents: Vec<_> = contents.into_iter().chain(self.planes(on.texels)).collect();
-        let panels_each = if common::share(on.device) == "1" { 16 } else { 1 };
-        let workgroups = [num_panels.div_ceil(panels_each) as u32, num_columns.div_ceil(on.cols) as u32, 1];
+        let workgroups = [num_panels.div_ceil(on.panels) as u32, num_columns.div_ceil(on.cols) as u32, 1];
         let out = run(on.device, &on.kernel, &contents, workgroups).expect("a kernel runs").floats("out");
         let mut rows = Vec::new();
         for (idx, value) in out.iter().enumerate() {
@@ -103,11 +102,41 @@ impl Matrix {
     }
 }
 
-/// A compiled variant of `matmul`.
+/// `matmul_coop` on columns that `halve` made halves of. The last columns of its tile are NaN.
+fn by_cooperative_matrices(device: &Device, format: Format, matrix: &Matrix, x: &[f32]) -> Vec<f32> {
+    let width = matrix.num_groups * GROUP;
+    let (num_rows, num_columns) = (matrix.num_rows, x.len() / width);
+    let profile = device.profile();
+    let lanes = if profile.subgroup_size == Some(8) { "8" } else { "32" };
+    let wide = if profile.cooperative_size == Some(16) { "1" } else { "0" };
+    let axes = [("QUANT", format.axis), ("LANES", lanes), ("WIDE", wide)];
+    let kernel = Kernel::new(device, &Text::new("matmul_coop", &axes)).expect("a variant compiles");
+    let halved: Vec<_> = x.chunks(width).map(twins::halve).collect();
+    let mut halves: Vec<u16> =
+        halved.iter().flat_map(|row| row.halves.iter().map(|half| half.to_bits())).collect();
+    halves.resize(num_columns.next_multiple_of(64) * width, 0x7fff);
+    let powers: Vec<f32> = halved.iter().map(|row| row.power).collect();
+    let num_panels = num_rows.div_ceil(PANEL_ROWS) as u32;
+    let params = [matrix.num_groups as u32, num_panels, num_rows as u32, 0, 0, num_rows as u32, 0, 0, 0];
+    let contents = [
+        ("params", Content::of(&params)),
+        ("step_info", Content::of(&[num_columns as u32])),
+        ("bias", Content::poisoned(1)),
+        ("halves", Content::of(&halves)),
+        ("powers", Content::of(&powers)),
+        ("out", Content::poisoned(num_columns * num_rows)),
+    ];
+    let contents: Vec<_> = contents.into_iter().chain(matrix.planes("0")).collect();
+    let workgroups = [num_panels.div_ceil(8), num_columns.div_ceil(64) as u32, 1];
+    run(device, &kernel, &contents, workgroups).expect("a kernel runs").floats("out")
+}
+
+/// A compiled variant of `matmul` or `matmul_tile`, and the columns and panels of its workgroups.
 struct On<'a> {
     device: &'a Device,
     kernel: Kernel,
     cols: usize,
+    panels: usize,
     texels: &'static str,
 }
 
@@ -121,7 +150,14 @@ impl<'a> On<'a> {
         let (count, share) = (cols.to_string(), common::share(device));
         let axes = [("QUANT", format.axis), ("COLS", count.as_str()), ("SHARE", share), ("TEXELS", texels)];
         let kernel = Kernel::new(device, &Text::new("matmul", &axes)).expect("a variant compiles");
-        On { device, kernel, cols, texels }
+        On { device, kernel, cols, panels: if share == "1" { 16 } else { 1 }, texels }
+    }
+
+    /// The variant for many columns, with this value of the axis `TEXELS`.
+    fn tile(device: &'a Device, format: Format, texels: &'static str) -> On<'a> {
+        let axes = [("QUANT", format.axis), ("TEXELS", texels)];
+        let kernel = Kernel::new(device, &Text::new("matmul_tile", &axes)).expect("a variant compiles");
+        On { device, kernel, cols: 32, panels: 8, texels }
     }
 }
 
@@ -155,6 +191,83 @@ fn every_type_times_few_and_many_columns() {
 }
 
 #[test]
+fn many_columns_are_as_few_to_the_last_bit() {
+    // More groups than slices, in superblocks of eight; rows and columns of more than a tile and less than two.
+    let (num_rows, num_columns, columns) = (85, 1280, 39);
+    let x = common::floats(5, columns * num_columns);
+    for &format in Format::all() {
+        let matrix = Matrix::random(format, num_rows, num_columns);
+        let want = twins::matmul(format, num_rows, num_columns / GROUP, &matrix.planes, &x);
+        // Where threads share what they read, sums are made in another order, and steps take no tiles.
+        for device in devices().iter().filter(|device| common::share(device) == "0") {
+            let few = matrix.times(&On::new(device, format, 8), &x, 0, &[], &[]);
+            for texels in ["0", "1"] {
+                let many = matrix.times(&On::tile(device, format, texels), &x, 0, &[], &[]);
+                assert_close(&format!("{} in tiles", format.axis), &many, &want, 1e-9);
+                assert_same(&format!("{} in tiles and in eights", format.axis), &many, &few);
+            }
+        }
+    }
+}
+
+#[test]
+fn cooperative_matrices_come_near() {
+    let Some(device) = common::cooperative() else { return };
+    let (num_rows, num_columns, columns) = (141, 512, 70);
+    // Columns of very different sizes, two of which halves could not hold.
+    let mut x = common::floats(5, columns * num_columns);
+    for (column, power) in [(3, 1e6_f32), (4, 1e-6), (69, 1e5)] {
+        x[column * num_columns..][..num_columns].iter_mut().for_each(|value| *value *= power);
+    }
+    for &format in Format::all() {
+        let matrix = Matrix::random(format, num_rows, num_columns);
+        let want = twins::matmul(format, num_rows, num_columns / GROUP, &matrix.planes, &x);
+        let got = by_cooperative_matrices(&device, format, &matrix, &x);
+        for column in 0..columns {
+            let part = column * num_rows..(column + 1) * num_rows;
+            let what = format!("{}, column {column}", format.axis);
+            assert_close(&what, &got[part.clone()], &want[part], 1e-6);
+        }
+        let alone = by_cooperative_matrices(&device, format, &matrix, &x[69 * num_columns..]);
+        assert_same(&format!("{}, a column alone", format.axis), &alone, &got[69 * num_rows..]);
+    }
+}
+
+#[test]
+fn rows_become_halves_and_a_power() {
+    let mut rows =
+        vec![common::floats(6, 300), vec![0.0; 300], common::floats(7, 300), common::floats(8, 300)];
+    rows[2].iter_mut().for_each(|value| *value *= 3e7);
+    rows[3].iter_mut().for_each(|value| *value *= 2e-9);
+    rows[3][7] = -1024.0;
+    let x: Vec<f32> = rows.concat();
+    for device in devices() {
+        let kernel = Kernel::new(device, &Text::new("halve", &[])).expect("a variant compiles");
+        let contents = [
+            ("params", Content::of(&[75_u32, 0, 0, 0])),
+            ("x", Content::of(&x)),
+            ("halves", Content::poisoned(4 * 150)),
+            ("powers", Content::poisoned(4)),
+        ];
+        let written = run(device, &kernel, &contents, [4, 1, 1]).expect("a kernel runs");
+        let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&written.words("halves"));
+        let halves: Vec<half::f16> = halves.into_iter().map(half::f16::from_bits).collect();
+        for (idx, row) in rows.iter().enumerate() {
+            let want = twins::halve(row);
+            assert_eq!(written.floats("powers")[idx], want.power, "row {idx}");
+            // Devices round a half to either neighbour.
+            let near = |(got, want): (&half::f16, &half::f16)| {
+                (got.to_f32() - want.to_f32()).abs() <= want.to_f32().abs() / 1000.0 + 6e-8
+            };
+            let got = &halves[idx * 300..][..300];
+            assert!(got.iter().zip(&want.halves).all(near), "row {idx}: {got:?}");
+        }
+        assert_eq!(written.floats("powers")[1], 1.0);
+        assert_eq!(written.floats("powers")[3], 1.0);
+    }
+}
+
+#[test]
 fn shapes_that_end_in_the_middle_of_everything() {
     for kind in [quern_gguf::TensorType::Q5_0, quern_gguf::TensorType::F32] {
         let format = Format::of(kind).expect("the type is known");
@@ -164,7 +277,10 @@ fn shapes_that_end_in_the_middle_of_everything() {
             let want = twins::matmul(format, num_rows, num_columns / GROUP, &matrix.planes, &x);
             for device in devices() {
                 let got = matrix.times(&On::new(device, format, 4), &x, 0, &[], &[]);
-                assert_close(&format!("{num_rows} x {num_columns} x {columns}"), &got, &want, 1e-9);
+                let what = format!("{num_rows} x {num_columns} x {columns}");
+                assert_close(&what, &got, &want, 1e-9);
+                let got = matrix.times(&On::tile(device, format, "0"), &x, 0, &[], &[]);
+                assert_close(&format!("{what} in a tile"), &got, &want, 1e-9);
             }
         }
     }
@@ -177,7 +293,7 @@ fn a_bias_and_what_was_there_are_added() {
     let (x, bias, before) = (common::floats(7, 2 * 64), common::floats(8, 20), common::floats(9, 2 * 23));
     let product = twins::matmul(format, 20, 2, &matrix.planes, &x);
     for device in devices() {
-        let on = On::new(device, format, 2);
+        let (on, tile) = (On::new(device, format, 2), On::tile(device, format, "0"));
         for flags in 0..4 {
             let want: Vec<f32> = (0..40)
                 .map(|idx| {
@@ -186,8 +302,10 @@ fn a_bias_and_what_was_there_are_added() {
                     product[idx] + bias + before
                 })
                 .collect();
-            let got = matrix.times(&on, &x, flags, &bias, &before);
-            assert_close(&format!("flags {flags}"), &got, &want, 1e-9);
+            for on in [&on, &tile] {
+                let got = matrix.times(on, &x, flags, &bias, &before);
+                assert_close(&format!("flags {flags}"), &got, &want, 1e-9);
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use quern_shaders::lora::LoraMatrices;
 use quern_shaders::model::Model;
 use quern_shaders::sampling::{Draw, SampleRow, SampleShape};
 use quern_shaders::step::{AdapterError, Batch, BatchRow, DrawnRow, Runner, StepLimits};
-use quern_shaders::{Device, DeviceOptions, twins};
+use quern_shaders::{Device, DeviceOptions, Subgroups, twins};
 
 const LIMITS: StepLimits = StepLimits {
     max_rows: 48,
@@ -66,9 +66,17 @@ fn step(runner: &mut Runner, parts: &[(&Seq<'_>, std::ops::Range<usize>)]) -> Ve
 
 #[track_caller]
 fn check(arch: Arch, kind: TensorType, tied: bool) {
-    let device = Device::open(&DeviceOptions::default()).expect("there is a device");
+    // Without subgroups, products of many rows are made in tiles.
+    for subgroups in [Subgroups::Auto, Subgroups::Off] {
+        let options = DeviceOptions { subgroups, ..DeviceOptions::default() };
+        check_on(&Device::open(&options).expect("there is a device"), arch, kind, tied);
+    }
+}
+
+#[track_caller]
+fn check_on(device: &Device, arch: Arch, kind: TensorType, tied: bool) {
     let spec = TinySpec { kind, tied, ..TinySpec::new(arch, 11) };
-    let mut runner = runner(&device, &spec);
+    let mut runner = runner(device, &spec);
     let tokens: Vec<u32> = (0..45).map(|idx| (idx * 37 + 11) % runner.model().shape.vocab).collect();
     let seq = Seq { tokens: &tokens, pages: &[3, 0] };
     let whole = step(&mut runner, &[(&seq, 0..45)]).remove(0);
@@ -106,6 +114,57 @@ fn results_do_not_depend_on_company() {
     check(Arch::Qwen2, TensorType::Q5_0, true);
     check(Arch::Qwen3, TensorType::Q8_0, false);
     check(Arch::Qwen3, TensorType::BF16, true);
+}
+
+/// The kernels that a step of so many rows of one sequence dispatches; `None` where the device has no clock.
+fn kernels_of(device: &Device, num_rows: u32) -> Option<Vec<String>> {
+    let mut runner = runner(device, &TinySpec::new(Arch::Qwen2, 11));
+    let row = |position| BatchRow { token: position, position, list: 0, adapter_id: None };
+    let rows: Vec<BatchRow> = (0..num_rows).map(row).collect();
+    let batch = Batch { rows: &rows, lists: &[&[3, 0]], logits: &[num_rows - 1], ..Batch::default() };
+    let times = runner.time(&batch).expect("a tiny model works")?;
+    Some(times.into_iter().map(|time| time.kernel).collect())
+}
+
+#[test]
+fn products_have_a_kernel_by_rows() {
+    let options = DeviceOptions { subgroups: Subgroups::Off, ..DeviceOptions::default() };
+    let plain = Device::open(&options).expect("there is a device");
+    let devices = [(Some(plain), "matmul_tile"), (common::cooperative(), "matmul_coop")];
+    for (device, kernel) in devices.into_iter().filter_map(|(device, kernel)| Some((device?, kernel))) {
+        for (num_rows, has_many) in [(1, false), (32, false), (33, true), (45, true)] {
+            let Some(kernels) = kernels_of(&device, num_rows) else { continue };
+            let takes = |name: &str| kernels.iter().any(|kernel| kernel.starts_with(name));
+            assert_eq!(takes(kernel), has_many, "{kernel} for {num_rows} rows: {kernels:?}");
+            // The head always multiplies few columns; layers do where nothing else takes them.
+            assert!(takes("matmul QUANT"), "{num_rows} rows: {kernels:?}");
+            assert_eq!(takes("halve"), has_many && kernel == "matmul_coop", "{num_rows} rows: {kernels:?}");
+        }
+    }
+}
+
+#[test]
+fn cooperative_matrices_come_near() {
+    let Some(device) = common::cooperative() else { return };
+    let plain = Device::open(&DeviceOptions::default()).expect("there is a device");
+    let spec = TinySpec { kind: TensorType::Q5_0, ..TinySpec::new(Arch::Qwen2, 11) };
+    let tokens: Vec<u32> = (0..45).map(|idx| idx * 5 + 1).collect();
+    let seq = Seq { tokens: &tokens, pages: &[3, 0] };
+    let logits = |device: &Device, parts: &[std::ops::Range<usize>]| {
+        let mut runner = runner(device, &spec);
+        let mut last = Vec::new();
+        for part in parts {
+            last = step(&mut runner, &[(&seq, part.clone())]).remove(0);
+        }
+        last
+    };
+    let want = logits(&plain, &[0..45]);
+    let many = logits(&device, &[0..45]);
+    quern_shaders::harness::assert_close("many rows", &many, &want, 1e-5);
+    assert_ne!(many, want, "many rows are multiplied by cooperative matrices");
+    // Few rows are not.
+    let few = logits(&device, &[0..32, 32..45]);
+    quern_shaders::harness::assert_close("few rows", &few, &want, 1e-9);
 }
 
 #[test]

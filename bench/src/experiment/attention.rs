@@ -37,7 +37,7 @@ const COMPUTE: Column = less(
 const COLUMNS: &[Column] = &[PREFILL, DECODE, TTFT, COMPUTE, ANONYMOUS, PROMPT];
 
 pub(super) fn attention(lab: &Lab, args: &AttentionArgs) -> anyhow::Result<Findings> {
-    let lengths = by_length::lengths(lab, &args.lengths)?;
+    let lengths = by_length::lengths(lab, &args.lengths, &[256, 1024, 2048])?;
     let mut backends = vec![("CPU", Some(0))];
     if Gpu::read().is_some() {
         backends.push(("GPU", None));

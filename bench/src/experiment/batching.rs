@@ -45,7 +45,7 @@ pub struct BatchingArgs {
     /// Arrivals as shares of what the node can do; 0.4,0.8 with --quick.
     #[arg(long, value_name = "SHARES", value_delimiter = ',')]
     load: Vec<f64>,
-    /// Requests of each run; 20 with --quick, else 100.
+    /// Requests of each run; with --quick what arrives in half a minute, from 8 to 20, else 100.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4..))]
     requests: Option<u32>,
     /// Tokens of a short answer.
@@ -132,7 +132,6 @@ pub(super) fn batching(lab: &Lab, args: &BatchingArgs) -> anyhow::Result<Finding
         loads.iter().all(|load| *load > 0.0 && load.is_finite()),
         "--load: shares must be above 0"
     );
-    let num_requests = args.requests.unwrap_or(if lab.wish.is_quick { 20 } else { 100 }) as usize;
     lab.expect_steps(loads.len() * 3 * lab.wish.rounds);
     let settings = lab.settings(&lab.wish.model).with("--max-running", args.batch_size);
     lab.say("what the node can do");
@@ -144,10 +143,12 @@ pub(super) fn batching(lab: &Lab, args: &BatchingArgs) -> anyhow::Result<Finding
     let mut spans = Vec::new();
     let ways = ways(args);
     for &load in &loads {
+        let rate = load * scale.requests_per_s;
+        let num_requests = num_requests(args, lab.wish.is_quick, rate);
         lab.rounds(&mut sheet, &ways, |sheet, (name, way), round| {
-            let arrivals = arrivals(lab, args, num_requests, load * scale.requests_per_s, round as u64);
+            let arrivals = arrivals(lab, args, num_requests, rate, round as u64);
             let ended = lab.wait(drive(lab, &served, &arrivals, *way, args.batch_size as usize))?;
-            sheet.add(name, load, round, figures(&ended, scale, load * scale.requests_per_s));
+            sheet.add(name, load, round, figures(&ended, scale, rate));
             if round == 0 && load.total_cmp(&loads[loads.len() - 1]).is_eq() {
                 spans.push(Panel::Spans(format!("{name}, load {load}"), spans_of(&ended)));
             }
@@ -160,6 +161,16 @@ pub(super) fn batching(lab: &Lab, args: &BatchingArgs) -> anyhow::Result<Finding
     let mut findings = Findings::new(sheet, panels);
     describe(&mut findings, args, scale);
     Ok(findings)
+}
+
+/// Requests of a run: on a slow machine, few that are looked at soon are worth more than many.
+fn num_requests(args: &BatchingArgs, is_quick: bool, rate: f64) -> usize {
+    const QUICK_RUN_S: f64 = 30.0;
+    match (args.requests, is_quick) {
+        (Some(count), _) => count as usize,
+        (None, true) => (rate * QUICK_RUN_S).clamp(8.0, 20.0) as usize,
+        (None, false) => 100,
+    }
 }
 
 fn ways(args: &BatchingArgs) -> [(String, Way); 3] {

@@ -17,17 +17,18 @@ const ROOM: usize = 512;
 /// What levels are.
 pub const LENGTH: (&str, &str) = ("length_tokens", "prompt, about so many tokens");
 
-/// Lengths to measure: those that were given, or powers of two up to what there is time for.
+/// Lengths to measure: those that were given, or powers of two up to what there is time for, which is less where
+/// an experiment has many settings: `quick`.
 ///
 /// # Errors
 /// When one is too short to be a prompt.
-pub fn lengths(lab: &Lab, given: &[usize]) -> anyhow::Result<Vec<usize>> {
+pub fn lengths(lab: &Lab, given: &[usize], quick: &[usize]) -> anyhow::Result<Vec<usize>> {
     anyhow::ensure!(
         given.iter().all(|length| *length >= 16),
         "--lengths: every prompt must have 16 tokens or more"
     );
     Ok(match (given, lab.wish.is_quick) {
-        ([], true) => vec![256, 1024, 2048],
+        ([], true) => quick.to_vec(),
         ([], false) => vec![256, 512, 1024, 2048, 4096, 8192],
         (given, _) => given.to_vec(),
     })

@@ -23,7 +23,7 @@ pub(super) const ABOUT: About = About {
 /// Its own flags.
 #[derive(Debug, Args)]
 pub struct KvCacheArgs {
-    /// Prompts' lengths in tokens; 256,1024,2048 with --quick.
+    /// Prompts' lengths in tokens; 256,512,1024 with --quick.
     #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
     lengths: Vec<usize>,
     /// Tokens of an answer.
@@ -66,7 +66,7 @@ enum Way {
 }
 
 pub(super) fn kv_cache(lab: &Lab, args: &KvCacheArgs) -> anyhow::Result<Findings> {
-    let lengths = by_length::lengths(lab, &args.lengths)?;
+    let lengths = by_length::lengths(lab, &args.lengths, &[256, 512, 1024])?;
     let [plain, ..] = FORMATS;
     let mut ways: Vec<(String, Way)> =
         FORMATS.map(|format| (format.name.to_owned(), Way::Cached(format, true))).into();

@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use quern_gguf::Gguf;
 
@@ -125,7 +127,7 @@ fn shares(flop_per_s: f64, bytes_per_s: f64, ceilings: Ceilings) -> [(&'static s
 }
 
 pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings> {
-    let lengths = by_length::lengths(lab, &args.lengths)?;
+    let lengths = by_length::lengths(lab, &args.lengths, &[256, 1024, 2048])?;
     let batches = match (&args.batches[..], lab.wish.is_quick) {
         ([], true) => vec![1, 4, 16],
         ([], false) => vec![1, 2, 4, 8, 16, 32],
@@ -145,6 +147,7 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
     let largest = batches.iter().max().copied().unwrap_or(1);
     let warm = Warm::start(lab, &settings.with("--max-running", largest.max(64)))?;
     let served = &warm.served;
+    let mut missed = BTreeSet::new();
     let phases = [(PREFILL_OF.to_owned(), true), (DECODE_OF.to_owned(), false)];
     lab.rounds(&mut sheet, &phases, |sheet, (name, &is_prefill), round| {
         if is_prefill {
@@ -164,12 +167,16 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
             return Ok(());
         }
         for &batch in &batches {
-            let tokens = if lab.wish.is_quick { 32 } else { 96 };
+            // The first must still decode when the last begins, and while others' prompts are computed they go on.
+            let tokens = if lab.wish.is_quick { 32 } else { 96 } + 6 * batch as u32;
             let asks: Vec<Ask> =
                 (0..batch).map(|_| Ask::chat(texts::task(lab.next_text()), tokens)).collect();
             let rate = decode_rate(&lab.ask(served, &asks)?);
             let shares = rate.map(|rate| weights.decode_shares(rate, batch, ceilings));
             sheet.add(name, batch as f64, round, [(DECODE_ALL.id, rate)]);
+            if rate.is_none() {
+                missed.insert(batch);
+            }
             sheet.add(name, batch as f64, round, shares.into_iter().flatten());
         }
         Ok(())
@@ -198,6 +205,9 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
     let mut findings = Findings::new(sheet, panels);
     describe(lab, &mut findings, ceilings, steps.len());
     findings.told.extend(verdicts(&findings.sheet));
+    findings.not_measured.extend(missed.into_iter().map(|batch| {
+        format!("{DECODE_OF}, {batch}, in every round: an answer ended before the last one began.")
+    }));
     findings.files.push(("trace.json", steps::trace(&steps)));
     findings.files.push(("steps.csv", steps::table(&steps)));
     Ok(findings)

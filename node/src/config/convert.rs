@@ -119,6 +119,7 @@ impl Default for Wgsl {
             max_outputs: c.max_outputs,
             adapter_slots: c.adapter_slots,
             sample_on_device: c.sample_on_device,
+            cooperative_matrices: c.device.cooperative_matrices,
         }
     }
 }
@@ -135,6 +136,7 @@ impl Wgsl {
                 Backend::Metal => quern_wgsl::Backend::Metal,
                 Backend::Dx12 => quern_wgsl::Backend::Dx12,
             },
+            cooperative_matrices: self.cooperative_matrices,
             ..quern_wgsl::DeviceOptions::default()
         };
         WgslConfig {

@@ -10,8 +10,8 @@ const WORKGROUP_THREADS: u32 = 256;
 /// Bytes that the threads of a workgroup share.
 const WORKGROUP_BYTES: u32 = 16 << 10;
 
-/// The best adapter that has what kernels need.
-pub(super) async fn adapter(options: &DeviceOptions) -> Result<wgpu::Adapter, DeviceError> {
+/// All adapters that the options' interface reaches, the fastest kind first.
+pub(super) async fn all(options: &DeviceOptions) -> Vec<wgpu::Adapter> {
     let backends = match options.backend {
         Backend::Any => wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12,
         Backend::Vulkan => wgpu::Backends::VULKAN,
@@ -27,6 +27,12 @@ pub(super) async fn adapter(options: &DeviceOptions) -> Result<wgpu::Adapter, De
     let mut adapters = instance.enumerate_adapters(backends).await;
     // The sort is stable: among adapters of one kind, the system's first comes first.
     adapters.sort_by_key(|adapter| rank(&adapter.get_info()));
+    adapters
+}
+
+/// The best adapter that has what kernels need.
+pub(super) async fn adapter(options: &DeviceOptions) -> Result<wgpu::Adapter, DeviceError> {
+    let mut adapters = all(options).await;
     let refusals: Vec<(String, Option<String>)> =
         adapters.iter().map(|adapter| (describe(&adapter.get_info()), refusal(adapter, options))).collect();
     match refusals.iter().position(|(_, refusal)| refusal.is_none()) {
@@ -51,7 +57,7 @@ fn rank(info: &wgpu::AdapterInfo) -> u8 {
 }
 
 /// Why this adapter will not do.
-fn refusal(adapter: &wgpu::Adapter, options: &DeviceOptions) -> Option<String> {
+pub(super) fn refusal(adapter: &wgpu::Adapter, options: &DeviceOptions) -> Option<String> {
     if !adapter.get_info().name.to_lowercase().contains(&options.adapter.to_lowercase()) {
         return Some("not the adapter that was asked for".to_owned());
     }
@@ -65,7 +71,31 @@ fn refusal(adapter: &wgpu::Adapter, options: &DeviceOptions) -> Option<String> {
         ("bytes shared in a workgroup", limits.max_compute_workgroup_storage_size, WORKGROUP_BYTES),
     ];
     let lacking = needed.into_iter().find(|(_, has, needs)| has < needs);
-    lacking.map(|(what, has, needs)| format!("it has {has} {what}, and {needs} are needed"))
+    if let Some((what, has, needs)) = lacking {
+        return Some(format!("it has {has} {what}, and {needs} are needed"));
+    }
+    (options.cooperative_matrices && cooperative_size(adapter).is_none())
+        .then(|| "it has no cooperative matrices that kernels can use".to_owned())
+}
+
+/// Rows and columns of the largest square cooperative matrices that kernels can use: of halves, with sums in f32,
+/// by subgroups of one size that there is a variant for.
+pub(super) fn cooperative_size(adapter: &wgpu::Adapter) -> Option<u32> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let (info, features) = (adapter.get_info(), adapter.features());
+    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+        | wgpu::Features::SHADER_F16
+        | wgpu::Features::SUBGROUP;
+    let has_variant =
+        info.subgroup_min_size == info.subgroup_max_size && matches!(info.subgroup_min_size, 8 | 32);
+    if !features.contains(needed) || !has_variant {
+        return None;
+    }
+    let fits = |of: &wgpu::CooperativeMatrixProperties| {
+        let is_square = of.m_size == of.n_size && of.n_size == of.k_size;
+        is_square && of.ab_type == F16 && of.cr_type == F32 && matches!(of.m_size, 8 | 16)
+    };
+    adapter.cooperative_matrix_properties().iter().filter(|of| fits(of)).map(|of| of.m_size).max()
 }
 
 fn describe(info: &wgpu::AdapterInfo) -> String {

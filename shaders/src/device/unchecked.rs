@@ -1,8 +1,12 @@
-//! The fence around shaders without run-time checks: the only `unsafe` in this crate.
+//! The fence around what wgpu does not vouch for: the only `unsafe` in this crate.
 //!
 //! Where a device cannot keep accesses inside a buffer by itself, wgpu adds checks to every access, and a
-//! counter to every loop. Both cost more than some kernels themselves.
-#![expect(unsafe_code, reason = "wgpu leaves it to its caller that a shader without checks stays in bounds")]
+//! counter to every loop. Both cost more than some kernels themselves. And cooperative matrices are there as an
+//! experiment.
+#![expect(
+    unsafe_code,
+    reason = "wgpu leaves it to its caller that shaders stay in bounds and experiments behave"
+)]
 
 use std::borrow::Cow;
 
@@ -17,4 +21,13 @@ pub(super) fn module(device: &wgpu::Device, text: &crate::kernels::Text) -> wgpu
     let descriptor = wgpu::ShaderModuleDescriptor { label: Some(text.name()), source };
     // SAFETY: see above: the text is one of ours, which neither leaves its buffers nor loops forever.
     unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+}
+
+/// Leave to use cooperative matrices, for an operator who asked for them.
+///
+/// Safe as far as anybody knows: wgpu says that experiments may have mistakes that safe code runs into. The only
+/// one asked for is cooperative matrices, in one kernel, whose loads and stores stay inside of their buffers.
+pub(super) fn experimental() -> wgpu::ExperimentalFeatures {
+    // SAFETY: see above.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }

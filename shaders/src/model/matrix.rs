@@ -42,6 +42,14 @@ pub struct Shard {
     pub scales: Plane,
 }
 
+impl Shard {
+    /// Panels of its rows, the last of which may not be full.
+    #[must_use]
+    pub fn num_panels(&self) -> u32 {
+        self.num_rows.div_ceil(PANEL_ROWS as u32)
+    }
+}
+
 impl Matrix {
     /// Rows of all parts.
     #[must_use]

@@ -87,7 +87,7 @@ impl Drawing {
             let buffers: Vec<_> =
                 all.iter().filter(is_bound).map(|(name, buffer)| (*name, buffer.whole())).collect();
             let bound = kernel.bind(device, &buffers)?;
-            Ok(Op { kernels: vec![kernel], bound, grid, copied: None, is_for_adapters: false })
+            Ok(Op::new(vec![kernel], bound, grid))
         };
         passes.into_iter().map(op).collect()
     }

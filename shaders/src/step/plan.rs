@@ -3,23 +3,20 @@
 use std::sync::Arc;
 
 use super::adapters::{Adapters, Place};
-use super::dispatch::{COLS, Grid, Op};
+use super::dispatch::{Grid, Op};
 use super::draw::Drawing;
-use super::inputs::{Copied, Inputs};
+use super::halves::Halves;
+use super::inputs::Inputs;
 use super::layout::{Batch, Layout, ROW_WORDS};
+use super::product::{ADD_TO_OUT, Product};
 use super::{RunnerError, StepLimits};
 use crate::buffers::{Buffer, Use};
 use crate::device::Device;
 use crate::error::DeviceError;
 use crate::kernels::{Kernel, Text};
-use crate::model::{Matrix, Model, ModelShape, Placed};
+use crate::model::{Model, ModelShape};
 use crate::pages::PAGE_TOKENS;
-use crate::texels::Texels;
 use crate::timing::Clock;
-
-/// Flags of `matmul`.
-const ADD_BIAS: u32 = 1;
-const ADD_TO_OUT: u32 = 2;
 
 /// Buffers of a runner.
 #[derive(Debug)]
@@ -51,8 +48,9 @@ pub(super) struct Memory {
     /// Logits and hidden states on their way to the host.
     pub staging: Buffer,
     /// Bound where a kernel has nothing to read.
-    none: Buffer,
+    pub none: Buffer,
     inputs: Inputs,
+    halves: Option<Halves>,
 }
 
 impl Memory {
@@ -96,6 +94,7 @@ impl Memory {
             staging: Buffer::new(device, "a step's outputs", outputs_bytes, Use::Readback)?,
             none: Buffer::new(device, "nothing", 16, Use::Storage)?,
             inputs: Inputs::new(device, shape, limits)?,
+            halves: Halves::new(device, shape, limits)?,
         })
     }
 
@@ -117,7 +116,8 @@ impl Memory {
             &self.none,
         ];
         let sum = |buffers: &mut dyn Iterator<Item = &Buffer>| buffers.map(Buffer::size_bytes).sum();
-        [sum(&mut self.kv.iter()), sum(&mut others.into_iter()) + self.inputs.bytes()]
+        let halves = self.halves.as_ref().map_or(0, Halves::bytes);
+        [sum(&mut self.kv.iter()), sum(&mut others.into_iter()) + self.inputs.bytes() + halves]
     }
 }
 
@@ -181,6 +181,7 @@ impl Plan {
         let product = Product {
             x: &memory.outputs,
             texels: memory.inputs.outputs.as_ref(),
+            halves: None,
             out: &memory.logits,
             out_stride: vocab,
             columns_at: Layout::LOGITS,
@@ -191,7 +192,8 @@ impl Plan {
     }
 
     pub fn num_dispatches(&self) -> usize {
-        let rows = self.rows.iter().filter(|op| !op.is_for_adapters).count();
+        let of_a_row = |op: &&Op| !op.is_for_adapters && op.num_rows.contains(&1);
+        let rows = self.rows.iter().filter(of_a_row).count();
         rows + 1 + self.logits.len()
     }
 
@@ -232,7 +234,9 @@ impl Plan {
 
     /// The dispatches of a step in order, each with its rows.
     fn ops(&self, counts: Counts, with_adapters: bool) -> impl Iterator<Item = (&Op, u32)> {
-        let rows = self.rows.iter().filter(move |op| with_adapters || !op.is_for_adapters);
+        let is_wanted =
+            move |op: &&Op| (with_adapters || !op.is_for_adapters) && op.num_rows.contains(&counts.rows);
+        let rows = self.rows.iter().filter(is_wanted);
         let num_outputs = counts.with_logits() + counts.hidden;
         let outputs = (num_outputs > 0).then_some((&self.outputs, num_outputs));
         let behind = [(&self.logits, counts.with_logits()), (&self.drawn, counts.drawn)];
@@ -242,25 +246,16 @@ impl Plan {
     }
 }
 
-/// Where a product's columns come from and go to.
-struct Product<'a> {
-    x: &'a Buffer,
-    /// Where matrices in textures read it.
-    texels: Option<&'a Texels>,
-    out: &'a Buffer,
-    out_stride: u32,
-    columns_at: u32,
-}
-
-struct Builder<'a> {
+/// What dispatches are made from.
+pub(super) struct Builder<'a> {
     device: &'a Device,
     model: &'a Model,
-    memory: &'a Memory,
+    pub memory: &'a Memory,
     adapters: &'a Adapters,
 }
 
 impl Builder<'_> {
-    fn kernel(&self, name: &str, values: &[(&str, &str)]) -> Result<Arc<Kernel>, DeviceError> {
+    pub fn kernel(&self, name: &str, values: &[(&str, &str)]) -> Result<Arc<Kernel>, DeviceError> {
         self.device.kernel(&Text::new(name, values))
     }
 
@@ -269,7 +264,7 @@ impl Builder<'_> {
     }
 
     /// Whether kernels' threads hand each other what they read; see `attention.wgsl` and `matmul.wgsl`.
-    fn share(&self) -> &'static str {
+    pub fn share(&self) -> &'static str {
         if self.device.profile().subgroup_size == Some(8) { "1" } else { "0" }
     }
 
@@ -283,7 +278,7 @@ impl Builder<'_> {
     }
 
     /// Binds `params`, `step_info` and what is given.
-    fn op(
+    pub fn op(
         &self,
         kernels: Vec<Arc<Kernel>>,
         params: &[u32],
@@ -298,7 +293,7 @@ impl Builder<'_> {
             bindings.push(("step_info", self.memory.step_info.whole()));
         }
         let bound = kernels[0].bind(self.device, &bindings)?;
-        Ok(Op { kernels, bound, grid, copied: None, is_for_adapters: false })
+        Ok(Op::new(kernels, bound, grid))
     }
 
     fn embed(&self) -> Result<Vec<Op>, DeviceError> {
@@ -324,25 +319,30 @@ impl Builder<'_> {
         let every_row = |x, texels: Option<_>, out, out_stride| Product {
             x,
             texels,
+            halves: memory.halves.as_ref(),
             out,
             out_stride,
             columns_at: Layout::ROWS,
         };
         ops.push(self.rms_norm(&memory.x, &layer.attn_norm, &memory.normed, 0)?);
         let product = every_row(&memory.normed, inputs.normed.as_ref(), &memory.qkv, shape.qkv_width());
+        self.halve(&product, shape.hidden, ops)?;
         self.placed(&layer.qkv, &product, ops)?;
         self.adapt(idx, Place::Qkv, &product, ops)?;
         ops.push(self.rope_store(idx)?);
         ops.push(self.attention(idx)?);
         let product = every_row(&memory.attended, inputs.attended.as_ref(), &memory.x, shape.hidden);
+        self.halve(&product, shape.heads * shape.head_dim, ops)?;
         ops.extend(self.matmul(&layer.attn_out, &product, None, 0, ADD_TO_OUT)?);
         self.adapt(idx, Place::AttentionOut, &product, ops)?;
         ops.push(self.rms_norm(&memory.x, &layer.ffn_norm, &memory.normed, 0)?);
         let product = every_row(&memory.normed, inputs.normed.as_ref(), &memory.gate_up, 2 * shape.ffn);
+        self.halve(&product, shape.hidden, ops)?;
         self.placed(&layer.gate_up, &product, ops)?;
         self.adapt(idx, Place::GateUp, &product, ops)?;
         ops.push(self.swiglu()?);
         let product = every_row(&memory.gated, inputs.gated.as_ref(), &memory.x, shape.hidden);
+        self.halve(&product, shape.ffn, ops)?;
         ops.extend(self.matmul(&layer.down, &product, None, 0, ADD_TO_OUT)?);
         self.adapt(idx, Place::Down, &product, ops)
     }
@@ -374,7 +374,7 @@ impl Builder<'_> {
             let kernel = self.kernel(name, &[])?;
             let bindings: Vec<_> = common.iter().cloned().chain([(end, buffer.whole())]).collect();
             let bound = kernel.bind(self.device, &bindings)?;
-            ops.push(Op { kernels: vec![kernel], bound, grid, copied: None, is_for_adapters: true });
+            ops.push(Op { is_for_adapters: true, ..Op::new(vec![kernel], bound, grid) });
         }
         Ok(())
     }
@@ -389,61 +389,6 @@ impl Builder<'_> {
             &[("x", x.whole()), ("weight", weight.whole()), ("out", out.whole())],
             Grid::Rows(1),
         )
-    }
-
-    fn placed(&self, placed: &[Placed], product: &Product<'_>, ops: &mut Vec<Op>) -> Result<(), DeviceError> {
-        for part in placed {
-            let flags = if part.bias.is_some() { ADD_BIAS } else { 0 };
-            ops.extend(self.matmul(&part.matrix, product, part.bias.as_ref(), part.out_base, flags)?);
-        }
-        Ok(())
-    }
-
-    fn matmul(
-        &self,
-        matrix: &Matrix,
-        product: &Product<'_>,
-        bias: Option<&Buffer>,
-        out_base: u32,
-        flags: u32,
-    ) -> Result<Vec<Op>, DeviceError> {
-        let share = self.share();
-        let texels = product.texels.filter(|_| matrix.in_texels);
-        let (in_texels, x) = texels.map_or(("0", product.x.whole()), |texels| ("1", texels.whole()));
-        let mut kernels = Vec::new();
-        let num_variants = if in_texels == "1" { COLS.len() } else { COLS.len() - 1 };
-        for cols in COLS[..num_variants].iter().map(u32::to_string) {
-            let axes =
-                [("QUANT", matrix.format.axis), ("COLS", &*cols), ("SHARE", share), ("TEXELS", in_texels)];
-            kernels.push(self.kernel("matmul", &axes)?);
-        }
-        let panels_each = if share == "1" { 16 } else { 1 };
-        let op = |shard: &crate::model::Shard| {
-            let panels = shard.num_rows.div_ceil(8);
-            let params = [
-                matrix.num_groups,
-                panels,
-                shard.num_rows,
-                matrix.num_groups * 8,
-                out_base + shard.first_row,
-                product.out_stride,
-                product.columns_at,
-                shard.first_row,
-                flags,
-            ];
-            let buffers = [
-                ("quants", shard.quants.whole()),
-                ("highs", shard.highs.whole()),
-                ("scales", shard.scales.whole()),
-                ("bias", bias.unwrap_or(&self.memory.none).whole()),
-                ("x", x.clone()),
-                ("out", product.out.whole()),
-            ];
-            self.op(kernels.clone(), &params, &buffers, Grid::Panels(panels.div_ceil(panels_each)))
-        };
-        let mut ops = matrix.shards.iter().map(op).collect::<Result<Vec<_>, _>>()?;
-        ops[0].copied = texels.map(|texels| Copied { from: product.x.clone(), to: texels.clone() });
-        Ok(ops)
     }
 
     fn rope_store(&self, idx: usize) -> Result<Op, DeviceError> {

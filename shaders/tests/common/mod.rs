@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 use quern_gguf::TensorType;
-use quern_shaders::Device;
+use quern_shaders::{Device, DeviceError, DeviceOptions};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -54,4 +54,17 @@ pub fn share(device: &Device) -> &'static str {
 /// The value of the axis `TEXELS` that fits a device.
 pub fn texels(device: &Device) -> &'static str {
     if device.profile().reads_texels { "1" } else { "0" }
+}
+
+/// A device that multiplies by cooperative matrices; `None`, and a word of it, where no adapter has them.
+pub fn cooperative() -> Option<Device> {
+    let options = DeviceOptions { cooperative_matrices: true, ..DeviceOptions::default() };
+    match Device::open(&options) {
+        Ok(device) => Some(device),
+        Err(error @ DeviceError::NoAdapter { .. }) => {
+            eprintln!("cooperative matrices are not tested: {error}");
+            None
+        }
+        Err(error) => panic!("a device with cooperative matrices: {error}"),
+    }
 }
