@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use super::attention::Parts;
 use super::inputs::Copied;
+use super::plan::Counts;
 use crate::kernels::{Bound, Kernel};
 
 /// The numbers of columns that there are variants of `matmul` for. The last is for CPUs, where loading and
@@ -20,6 +22,18 @@ pub(super) enum Grid {
     Panels(u32),
     /// So many for each row and each of so many modules.
     Modules(u32, u32),
+    /// One for each part of a row's keys, and so many beside it.
+    Parts(u32),
+}
+
+/// Which steps a dispatch is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    Always,
+    /// Those with adapters.
+    Adapters,
+    /// Those whose attention takes rows in this way.
+    Attention(Parts),
 }
 
 /// One dispatch of a step.
@@ -31,15 +45,28 @@ pub(super) struct Op {
     pub grid: Grid,
     /// What is copied to a texture before.
     pub copied: Option<Copied>,
-    /// Left out of steps without adapters.
-    pub is_for_adapters: bool,
+    pub when: When,
 }
 
 impl Op {
+    /// Whether a step has it.
+    pub fn is_in(&self, parts: Parts, with_adapters: bool) -> bool {
+        match self.when {
+            When::Always => true,
+            When::Adapters => with_adapters,
+            When::Attention(wanted) => wanted == parts,
+        }
+    }
+
+    /// What it is dispatched for in a step: rows, or parts of rows.
+    pub fn num_rows(&self, counts: Counts) -> u32 {
+        if matches!(self.grid, Grid::Parts(_)) { counts.shared.num_parts } else { counts.rows }
+    }
+
     /// The variant for so many rows, and its workgroups.
     pub fn dispatch(&self, num_rows: u32) -> (&Kernel, [u32; 3]) {
         match self.grid {
-            Grid::Rows(beside) => (&self.kernels[0], [num_rows, beside, 1]),
+            Grid::Rows(beside) | Grid::Parts(beside) => (&self.kernels[0], [num_rows, beside, 1]),
             Grid::Each(count) => (&self.kernels[0], [count, num_rows, 1]),
             Grid::Modules(count, modules) => (&self.kernels[0], [count, num_rows, modules]),
             Grid::Panels(count) => {

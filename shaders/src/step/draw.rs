@@ -2,7 +2,7 @@
 //! device. See `sampling.rs` for how it is done.
 
 use super::RunnerError;
-use super::dispatch::{Grid, Op};
+use super::dispatch::{Grid, Op, When};
 use super::layout::Batch;
 use crate::buffers::{Buffer, Use};
 use crate::device::Device;
@@ -87,7 +87,7 @@ impl Drawing {
             let buffers: Vec<_> =
                 all.iter().filter(is_bound).map(|(name, buffer)| (*name, buffer.whole())).collect();
             let bound = kernel.bind(device, &buffers)?;
-            Ok(Op { kernels: vec![kernel], bound, grid, copied: None, is_for_adapters: false })
+            Ok(Op { kernels: vec![kernel], bound, grid, copied: None, when: When::Always })
         };
         passes.into_iter().map(op).collect()
     }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::adapters::{Adapters, Place};
-use super::dispatch::{COLS, Grid, Op};
+use super::attention::{Partials, Parts, Shared};
+use super::dispatch::{COLS, Grid, Op, When};
 use super::draw::Drawing;
 use super::inputs::{Copied, Inputs};
 use super::layout::{Batch, Layout, ROW_WORDS};
@@ -30,9 +31,10 @@ pub(super) struct Memory {
     /// `[rows, hidden]`.
     normed: Buffer,
     /// `[rows, qkv_width]`.
-    qkv: Buffer,
+    pub qkv: Buffer,
     /// `[rows, heads * head_dim]`.
-    attended: Buffer,
+    pub attended: Buffer,
+    pub partials: Partials,
     /// `[rows, 2 * ffn]`.
     gate_up: Buffer,
     /// `[rows, ffn]`.
@@ -85,6 +87,7 @@ impl Memory {
             normed: rows("normed rows", shape.hidden)?,
             qkv: rows("queries, keys and values of rows", shape.qkv_width())?,
             attended: rows("attended rows", shape.heads * shape.head_dim)?,
+            partials: Partials::new(device, shape.heads, layout.sharing.max_parts)?,
             gate_up: rows("gates of rows", 2 * shape.ffn)?,
             gated: rows("gated rows", shape.ffn)?,
             outputs: outputs("outputs", shape.hidden)?,
@@ -117,27 +120,29 @@ impl Memory {
             &self.none,
         ];
         let sum = |buffers: &mut dyn Iterator<Item = &Buffer>| buffers.map(Buffer::size_bytes).sum();
-        [sum(&mut self.kv.iter()), sum(&mut others.into_iter()) + self.inputs.bytes()]
+        [sum(&mut self.kv.iter()), sum(&mut others.into_iter()) + self.inputs.bytes() + self.partials.bytes()]
     }
 }
 
-/// How many of a batch's rows there are, and want what.
+/// How many of a batch's rows there are, what they want, and how attention takes them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Counts {
     pub rows: u32,
     pub logits: u32,
     pub hidden: u32,
     pub drawn: u32,
+    pub shared: Shared,
 }
 
 impl Counts {
-    pub fn of(batch: &Batch<'_>) -> Counts {
+    pub fn of(batch: &Batch<'_>, shared: Shared) -> Counts {
         let count = |len: usize| len as u32;
         Counts {
             rows: count(batch.rows.len()),
             logits: count(batch.logits.len()),
             hidden: count(batch.hidden.len()),
             drawn: count(batch.drawn.len()),
+            shared,
         }
     }
 
@@ -169,7 +174,7 @@ impl Plan {
         drawing: Option<&Drawing>,
         layout: &Layout,
     ) -> Result<Plan, DeviceError> {
-        let builder = Builder { device, model, memory, adapters };
+        let builder = Builder { device, model, memory, adapters, layout };
         let mut rows = builder.embed()?;
         for layer in 0..model.layers.len() {
             builder.layer(layer, &mut rows)?;
@@ -191,7 +196,7 @@ impl Plan {
     }
 
     pub fn num_dispatches(&self) -> usize {
-        let rows = self.rows.iter().filter(|op| !op.is_for_adapters).count();
+        let rows = self.rows.iter().filter(|op| op.is_in(Parts::One, false)).count();
         rows + 1 + self.logits.len()
     }
 
@@ -232,13 +237,13 @@ impl Plan {
 
     /// The dispatches of a step in order, each with its rows.
     fn ops(&self, counts: Counts, with_adapters: bool) -> impl Iterator<Item = (&Op, u32)> {
-        let rows = self.rows.iter().filter(move |op| with_adapters || !op.is_for_adapters);
+        let rows = self.rows.iter().filter(move |op| op.is_in(counts.shared.parts, with_adapters));
         let num_outputs = counts.with_logits() + counts.hidden;
         let outputs = (num_outputs > 0).then_some((&self.outputs, num_outputs));
         let behind = [(&self.logits, counts.with_logits()), (&self.drawn, counts.drawn)];
         let behind = behind.into_iter().filter(|(_, num_rows)| *num_rows > 0);
         let behind = behind.flat_map(|(ops, num_rows)| ops.iter().map(move |op| (op, num_rows)));
-        rows.map(move |op| (op, counts.rows)).chain(outputs).chain(behind)
+        rows.map(move |op| (op, op.num_rows(counts))).chain(outputs).chain(behind)
     }
 }
 
@@ -252,15 +257,17 @@ struct Product<'a> {
     columns_at: u32,
 }
 
-struct Builder<'a> {
+/// Makes dispatches with what they are bound to.
+pub(super) struct Builder<'a> {
     device: &'a Device,
-    model: &'a Model,
-    memory: &'a Memory,
+    pub model: &'a Model,
+    pub memory: &'a Memory,
     adapters: &'a Adapters,
+    pub layout: &'a Layout,
 }
 
 impl Builder<'_> {
-    fn kernel(&self, name: &str, values: &[(&str, &str)]) -> Result<Arc<Kernel>, DeviceError> {
+    pub fn kernel(&self, name: &str, values: &[(&str, &str)]) -> Result<Arc<Kernel>, DeviceError> {
         self.device.kernel(&Text::new(name, values))
     }
 
@@ -269,7 +276,7 @@ impl Builder<'_> {
     }
 
     /// Whether kernels' threads hand each other what they read; see `attention.wgsl` and `matmul.wgsl`.
-    fn share(&self) -> &'static str {
+    pub fn share(&self) -> &'static str {
         if self.device.profile().subgroup_size == Some(8) { "1" } else { "0" }
     }
 
@@ -283,7 +290,7 @@ impl Builder<'_> {
     }
 
     /// Binds `params`, `step_info` and what is given.
-    fn op(
+    pub fn op(
         &self,
         kernels: Vec<Arc<Kernel>>,
         params: &[u32],
@@ -298,7 +305,7 @@ impl Builder<'_> {
             bindings.push(("step_info", self.memory.step_info.whole()));
         }
         let bound = kernels[0].bind(self.device, &bindings)?;
-        Ok(Op { kernels, bound, grid, copied: None, is_for_adapters: false })
+        Ok(Op { kernels, bound, grid, copied: None, when: When::Always })
     }
 
     fn embed(&self) -> Result<Vec<Op>, DeviceError> {
@@ -333,7 +340,7 @@ impl Builder<'_> {
         self.placed(&layer.qkv, &product, ops)?;
         self.adapt(idx, Place::Qkv, &product, ops)?;
         ops.push(self.rope_store(idx)?);
-        ops.push(self.attention(idx)?);
+        self.attention(idx, ops)?;
         let product = every_row(&memory.attended, inputs.attended.as_ref(), &memory.x, shape.hidden);
         ops.extend(self.matmul(&layer.attn_out, &product, None, 0, ADD_TO_OUT)?);
         self.adapt(idx, Place::AttentionOut, &product, ops)?;
@@ -374,7 +381,7 @@ impl Builder<'_> {
             let kernel = self.kernel(name, &[])?;
             let bindings: Vec<_> = common.iter().cloned().chain([(end, buffer.whole())]).collect();
             let bound = kernel.bind(self.device, &bindings)?;
-            ops.push(Op { kernels: vec![kernel], bound, grid, copied: None, is_for_adapters: true });
+            ops.push(Op { kernels: vec![kernel], bound, grid, copied: None, when: When::Adapters });
         }
         Ok(())
     }
@@ -461,18 +468,6 @@ impl Builder<'_> {
             ("kv", memory.kv[idx].whole()),
         ];
         self.op(vec![kernel], &params, &buffers, Grid::Rows(shape.heads + 2 * shape.kv_heads))
-    }
-
-    fn attention(&self, idx: usize) -> Result<Op, DeviceError> {
-        let (memory, shape) = (self.memory, &self.model.shape);
-        let (dim, group) = (shape.head_dim.to_string(), shape.group().to_string());
-        let axes = [("DIM", &*dim), ("GROUP", &*group), ("SHARE", self.share())];
-        let kernel = self.kernel("attention", &axes)?;
-        let scale = 1.0 / (shape.head_dim as f32).sqrt();
-        let params = [shape.heads, shape.kv_heads, Layout::ROWS_AT, scale.to_bits()];
-        let buffers =
-            [("qkv", memory.qkv.whole()), ("kv", memory.kv[idx].whole()), ("out", memory.attended.whole())];
-        self.op(vec![kernel], &params, &buffers, Grid::Rows(shape.kv_heads))
     }
 
     fn swiglu(&self) -> Result<Op, DeviceError> {
