@@ -11,7 +11,6 @@ use super::plan::Builder;
 use crate::buffers::{Buffer, Use};
 use crate::device::{Device, Profile};
 use crate::error::DeviceError;
-use crate::model::ModelShape;
 
 /// Keys of a tile of `attention.wgsl`, and threads of its workgroups.
 const TILE: u32 = 128;
