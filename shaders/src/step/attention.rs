@@ -17,7 +17,7 @@ const TILE: u32 = 128;
 /// Workgroups that every device takes in a dispatch, side by side.
 const MAX_WORKGROUPS: u64 = 65535;
 /// How often parts of a step may fill the device. With 256 workgroups and seven query heads to a key-value head
-/// that is 28 MB of partial results, whatever the length of contexts.
+/// that is 28 MiB of partial results, whatever the length of contexts.
 const FILLS: u32 = 16;
 
 /// Which sequences are long, and when their attention is split.
