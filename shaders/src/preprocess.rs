@@ -6,6 +6,7 @@
 //! ```text
 //! #include "shared/NAME.wgsl"     the file's lines; `$QUANT` in the path is the value's text
 //! #if NAME / #if !NAME            kept when the value is there and not 0; may nest
+//! #if NAME=VALUE                  kept when it is this value
 //! #else / #endif
 //! #for i in NAME / #for i in 8    the lines so many times, with `$i` replaced by 0, 1, ...
 //! #endfor
@@ -90,7 +91,10 @@ impl Expansion<'_, '_> {
 }
 
 fn is_set(name: &str, bound: &Bound) -> bool {
-    bound.get(name).is_some_and(|value| value != "0")
+    match name.split_once('=') {
+        Some((name, wanted)) => bound.get(name).is_some_and(|value| value == wanted),
+        None => bound.get(name).is_some_and(|value| value != "0"),
+    }
 }
 
 /// Where the block that begins with the first line ends, and where its `#else` stands.
@@ -150,6 +154,8 @@ mod tests {
         check("#include \"shared/$F.wgsl\"", &[("A", "1"), ("F", "b")], Ok("shared 1\n"));
         check("$Au$A.x", &[("A", "7")], Ok("7u7.x\n"));
         check("#if A\nyes\n#else\nno\n#endif\nend", &[("A", "0")], Ok("no\nend\n"));
+        check("#if A=x\nx\n#else\nother\n#endif", &[("A", "x")], Ok("x\n"));
+        check("#if A=x\nx\n#endif\n#if !A=x\nother\n#endif", &[("A", "y")], Ok("other\n"));
         check("#if !B\n#if A\nboth\n#endif\n#endif", &[("A", "2")], Ok("both\n"));
     }
 

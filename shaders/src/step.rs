@@ -3,11 +3,11 @@
 //! Everything that can be known before is made when a [`Runner`] is made: pipelines, buffers for the largest
 //! batch, and a list of dispatches with their bind groups. A step writes one piece of metadata, encodes the
 //! list, and reads back what was asked for. Where next: `step/plan.rs` for the list of dispatches,
-//! `step/product.rs` for those of matrices,
-//! `step/layout.rs` for the metadata, `step/adapters.rs` for adapters, `step/draw.rs` for tokens, `pages.rs` for who
-//! holds which page.
+//! `step/product.rs` for those of matrices, `step/attention.rs` for those of long sequences, `step/layout.rs` for the
+//! metadata, `step/adapters.rs` for adapters, `step/draw.rs` for tokens, `pages.rs` for who holds which page.
 
 mod adapters;
+mod attention;
 mod dispatch;
 mod draw;
 mod halves;
@@ -28,6 +28,8 @@ use crate::pages::{PAGE_TOKENS, PageCopy};
 use crate::sampling::NO_TOKEN;
 use adapters::Adapters;
 pub use adapters::MODULES;
+use attention::Sharing;
+pub use attention::Split;
 use draw::Drawing;
 pub use draw::DrawnRow;
 use layout::Layout;
@@ -127,7 +129,26 @@ impl Runner {
     /// # Errors
     /// [`RunnerError`] with the sizes, when something does not fit.
     pub fn new(device: &Device, model: &Arc<Model>, limits: StepLimits) -> Result<Runner, RunnerError> {
-        let layout = Layout::new(limits);
+        Runner::with_split(device, model, limits, Split::of(device.profile()))
+    }
+
+    /// As [`Runner::new`], with attention of long sequences split as wished and not as fits the device: for tests
+    /// and measurements.
+    ///
+    /// # Errors
+    /// The same.
+    ///
+    /// # Panics
+    /// When [`Split::part_keys`] is not a multiple of 128, or 0.
+    pub fn with_split(
+        device: &Device,
+        model: &Arc<Model>,
+        limits: StepLimits,
+        split: Option<Split>,
+    ) -> Result<Runner, RunnerError> {
+        let heads = [model.shape.heads, model.shape.kv_heads];
+        let sharing = Sharing::new(split, heads, limits, device.profile().max_binding_bytes);
+        let layout = Layout { limits, sharing };
         let memory = Memory::new(device, &model.shape, limits, &layout)?;
         let adapters = Adapters::new(device, &model.shape, limits)?;
         let drawing = || Drawing::new(device, model.shape.vocab, limits.max_outputs);
@@ -161,7 +182,7 @@ impl Runner {
         [kv, others + self.adapters.bytes() + self.drawing.as_ref().map_or(0, Drawing::bytes)]
     }
 
-    /// Dispatches of a step with logits, without adapters and draws.
+    /// Dispatches of a step with logits, without adapters, draws and split attention.
     #[must_use]
     pub fn num_dispatches(&self) -> usize {
         self.plan.num_dispatches()
@@ -177,12 +198,8 @@ impl Runner {
     /// When the batch is empty or larger than the limits, names an adapter or a mask that is not there, or
     /// draws and the limits say that steps do not.
     pub fn run(&mut self, batch: &Batch<'_>) -> Result<StepResult<'_>, DeviceError> {
-        self.layout.fill(batch, &mut self.words);
-        self.memory.step_info.write(&self.device, 0, bytemuck::cast_slice(&self.words));
         let mut encoder = self.device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let counts = Counts::of(batch);
-        let with_adapters = self.adapters.assign(&self.device, batch.rows);
-        self.write_draws(batch);
+        let (counts, with_adapters) = self.write(batch);
         self.plan.encode(&mut encoder, counts, with_adapters);
         let shape = &self.model.shape;
         let logits_bytes = u64::from(counts.logits) * u64::from(shape.vocab) * 4;
@@ -217,24 +234,25 @@ impl Runner {
         if !self.device.profile().has_timestamps {
             return Ok(None);
         }
-        self.layout.fill(batch, &mut self.words);
-        self.memory.step_info.write(&self.device, 0, bytemuck::cast_slice(&self.words));
-        let with_adapters = self.adapters.assign(&self.device, batch.rows);
-        self.write_draws(batch);
         let mut encoder = self.device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let (clock, dispatches) =
-            self.plan.encode_timed(&self.device, &mut encoder, Counts::of(batch), with_adapters);
+        let (counts, with_adapters) = self.write(batch);
+        let (clock, dispatches) = self.plan.encode_timed(&self.device, &mut encoder, counts, with_adapters);
         self.device.queue.submit([encoder.finish()]);
         let times = clock.read(&self.device)?;
         let timed = |((kernel, workgroups), took)| DispatchTime { kernel, workgroups, took };
         Ok(Some(dispatches.into_iter().zip(times).map(timed).collect()))
     }
 
-    fn write_draws(&self, batch: &Batch<'_>) {
+    /// Tells the kernels what the batch is. What there is of it, and whether it has adapters.
+    fn write(&mut self, batch: &Batch<'_>) -> (Counts, bool) {
+        let shared = self.layout.fill(batch, &mut self.words);
+        self.memory.step_info.write(&self.device, 0, bytemuck::cast_slice(&self.words));
+        let with_adapters = self.adapters.assign(&self.device, batch.rows);
         match &self.drawing {
             Some(drawing) => drawing.write(&self.device, batch),
             None => assert!(batch.drawn.is_empty(), "steps of this runner draw no tokens"),
         }
+        (Counts::of(batch, shared), with_adapters)
     }
 
     /// What the last step gave back.

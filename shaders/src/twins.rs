@@ -4,6 +4,7 @@
 //! Twins are plain and slow. They say what is right; kernels are held against them.
 
 mod attention;
+mod attention_merge;
 mod copy;
 mod embed;
 mod group;
@@ -19,6 +20,7 @@ mod sample_scan;
 mod swiglu;
 
 pub use attention::attention;
+pub use attention_merge::attention_merge;
 pub use copy::copy;
 pub use embed::embed;
 pub use group::Group;

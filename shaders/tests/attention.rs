@@ -1,14 +1,22 @@
-//! `rope_store`, `attention` and `swiglu` against their twins.
+//! `rope_store`, `attention`, `attention_merge` and `swiglu` against their twins.
 
 mod common;
 
 use half::f16;
-use quern_shaders::harness::{Content, POISON, assert_close, assert_same, devices, run};
+use quern_shaders::Device;
+use quern_shaders::harness::{Content, POISON, Written, assert_close, assert_same, devices, run};
 use quern_shaders::kernels::{Kernel, Text};
 use quern_shaders::twins::{self, HeadNorms, KvShape};
 
-/// Where the list of rows begins in `step_info`, after something else.
+/// Where `step_info` has the number of rows, and where parts begin.
+const NUM_ROWS_AT: u32 = 0;
+const PARTS_AT: u32 = 1;
+/// Where the list of rows begins in it, after something else.
 const ROWS_AT: u32 = 3;
+/// Keys of a part in these tests.
+const PART: usize = 256;
+/// Words that a part leaves for a head.
+const PARTIAL: usize = 2 * (128 + 1);
 
 #[track_caller]
 fn check_rope(dim: usize, heads: usize, kv_heads: usize, with_norms: bool) {
@@ -147,6 +155,8 @@ fn check_attention(dim: usize, group: usize, kv_heads: usize, lens: [usize; 2]) 
         step_info.extend([u32::MAX, len as u32 - 1, u32::MAX, table_at]);
     }
     step_info.extend(tables.iter().flatten());
+    let row_lens = rows.map(|(_, len)| len);
+    list_parts(&mut step_info, &row_lens);
     let width = (heads + 2 * kv_heads) * dim;
     let mut qkv = common::floats(6, rows.len() * width);
     let mut want = Vec::new();
@@ -156,21 +166,119 @@ fn check_attention(dim: usize, group: usize, kv_heads: usize, lens: [usize; 2]) 
         others.fill(f32::NAN);
         want.extend(twins::attention(queries, shape, &kv, &slots(seq, len), scale));
     }
+    let contents = [("qkv", Content::of(&qkv)), ("kv", Content::of(&kv))];
     for device in devices() {
+        let case = Case { device, heads, kv_heads, dim, step_info: &step_info, lens: &row_lens };
+        case.check(&contents, &want);
+    }
+}
+
+/// Appends what a step says of parts that have a workgroup each.
+fn list_parts(step_info: &mut Vec<u32>, lens: &[usize]) {
+    step_info[NUM_ROWS_AT as usize] = lens.len() as u32;
+    step_info[PARTS_AT as usize] = step_info.len() as u32;
+    let mut first = 0;
+    for len in lens {
+        step_info.push(first);
+        first += num_parts(*len) as u32;
+    }
+    for (row, len) in (0..).zip(lens) {
+        step_info.extend(std::iter::repeat_n(row, num_parts(*len)));
+    }
+}
+
+fn num_parts(len: usize) -> usize {
+    len.div_ceil(PART)
+}
+
+/// Attention of a few rows on one device.
+struct Case<'a> {
+    device: &'static Device,
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    step_info: &'a [u32],
+    /// Of each row's sequence.
+    lens: &'a [usize],
+}
+
+impl Case<'_> {
+    /// Takes the rows in every way, each near to what is wanted and the same to the last bit.
+    #[track_caller]
+    fn check(&self, contents: &[(&str, Content)], want: &[f32]) {
+        let rows = [self.lens.len() as u32, self.kv_heads as u32];
+        let out = [("out", Content::poisoned(want.len()))];
+        let [one, all] = ["one", "all"].map(|parts| {
+            let (what, written) = self.attention(parts, &[contents, &out].concat(), rows);
+            assert_close(&what, &written.floats("out"), want, 1e-11);
+            written.words("out")
+        });
+        let row_width = self.heads * self.dim;
+        for (row, len) in self.lens.iter().enumerate().filter(|(_, len)| **len <= PART) {
+            let range = row * row_width..(row + 1) * row_width;
+            assert!(
+                all[range.clone()] == one[range],
+                "row {row} of {:?} has one part: {len} keys",
+                self.lens
+            );
+        }
+
+        let num_parts: usize = self.lens.iter().map(|len| num_parts(*len)).sum();
+        let part_words = self.heads * PARTIAL;
+        // There is room for a part more than there are.
+        let partials = [("partials", Content::poisoned((num_parts + 1) * part_words))];
+        let parts = [num_parts as u32, self.kv_heads as u32];
+        let (what, written) = self.attention("each", &[contents, &partials].concat(), parts);
+        let partials = written.floats("partials");
+        let (parts, behind) = partials.split_at(num_parts * part_words);
+        assert!(behind.iter().all(|value| value.to_bits() == POISON), "{what}: nothing else is written");
+        let merged = self.merge(&partials, want);
+        assert!(merged == all, "{what}: other bits than in one workgroup");
+        assert_close(&what, &self.merge_twin(parts), want, 1e-11);
+    }
+
+    /// Runs a variant of `attention`. Its name and the rows' lengths, and what it wrote.
+    fn attention(&self, parts: &str, contents: &[(&str, Content)], [x, y]: [u32; 2]) -> (String, Written) {
+        let (dim, group) = (self.dim.to_string(), (self.heads / self.kv_heads).to_string());
         let axes =
-            [("DIM", &*dim.to_string()), ("GROUP", &*group.to_string()), ("SHARE", common::share(device))];
+            [("DIM", &*dim), ("GROUP", &*group), ("SHARE", common::share(self.device)), ("PARTS", parts)];
         let text = Text::new("attention", &axes);
-        let kernel = Kernel::new(device, &text).expect("a variant compiles");
-        let contents = [
-            ("params", Content::of(&[heads as u32, kv_heads as u32, ROWS_AT, scale.to_bits()])),
-            ("step_info", Content::of(&step_info)),
-            ("qkv", Content::of(&qkv)),
-            ("kv", Content::of(&kv)),
-            ("out", Content::poisoned(rows.len() * heads * dim)),
-        ];
-        let workgroups = [rows.len() as u32, kv_heads as u32, 1];
-        let out = run(device, &kernel, &contents, workgroups).expect("a kernel runs").floats("out");
-        assert_close(&format!("{} {lens:?}", text.name()), &out, &want, 1e-11);
+        let kernel = self.device.kernel(&text).expect("a variant compiles");
+        let written = run(self.device, &kernel, &[contents, &self.common()].concat(), [x, y, 1])
+            .expect("a kernel runs");
+        (format!("{} {:?}", text.name(), self.lens), written)
+    }
+
+    /// Runs `attention_merge` and holds it against its twin. The bits that it wrote.
+    #[track_caller]
+    fn merge(&self, partials: &[f32], want: &[f32]) -> Vec<u32> {
+        let text = Text::new("attention_merge", &[("DIM", &self.dim.to_string())]);
+        let kernel = self.device.kernel(&text).expect("a variant compiles");
+        let own = [("partials", Content::of(partials)), ("out", Content::poisoned(want.len()))];
+        let groups = [self.lens.len() as u32, self.heads as u32, 1];
+        let written =
+            run(self.device, &kernel, &[&own[..], &self.common()].concat(), groups).expect("a kernel runs");
+        assert_close(&format!("{} {:?}", text.name(), self.lens), &written.floats("out"), want, 1e-11);
+        written.words("out")
+    }
+
+    /// What the twin of `attention_merge` makes of all rows' parts.
+    fn merge_twin(&self, mut partials: &[f32]) -> Vec<f32> {
+        let mut out = Vec::new();
+        for len in self.lens {
+            let (row, rest) = partials.split_at(num_parts(*len) * self.heads * PARTIAL);
+            out.extend(twins::attention_merge(row, self.heads, self.dim));
+            partials = rest;
+        }
+        out
+    }
+
+    /// What both kernels are given.
+    fn common(&self) -> [(&'static str, Content); 2] {
+        let scale = 1.0 / (self.dim as f32).sqrt();
+        let [heads, kv_heads, part] = [self.heads, self.kv_heads, PART].map(|count| count as u32);
+        let params = [heads, kv_heads, ROWS_AT, scale.to_bits(), part, NUM_ROWS_AT, PARTS_AT, 0];
+        [("params", Content::of(&params)), ("step_info", Content::of(self.step_info))]
     }
 }
 
@@ -197,6 +305,43 @@ fn rows_attend_to_their_sequence_in_pages() {
     check_attention(64, 2, 2, [33, 129]);
     check_attention(128, 8, 1, [128, 64]);
     check_attention(128, 1, 3, [300, 32]);
+}
+
+#[test]
+fn parts_of_long_rows_are_folded_in_order() {
+    // Around ends of tiles and of parts.
+    for lens in [[127, 128], [129, PART - 1], [PART, PART + 1], [2 * PART, 2 * PART + 127], [1000, 769]] {
+        check_attention(64, 7, 2, lens);
+    }
+    check_attention(64, 2, 2, [PART + 128, 3 * PART]);
+    check_attention(128, 8, 1, [PART + 1, 5 * PART - 1]);
+    check_attention(128, 1, 3, [4 * PART + 129, PART]);
+}
+
+/// Parts whose largest scores are far apart, in any order.
+#[track_caller]
+fn check_merge(dim: usize, heads: usize, lens: &[usize]) {
+    let num_parts: usize = lens.iter().map(|len| num_parts(*len)).sum();
+    let mut partials = common::floats(8, num_parts * heads * PARTIAL);
+    let scores = common::floats(9, num_parts * heads);
+    for (partial, score) in partials.chunks_exact_mut(PARTIAL).zip(scores) {
+        partial[PARTIAL - 2] = score * 30.0;
+        partial[PARTIAL - 1] = 1.0 + score.abs();
+    }
+    let mut step_info = vec![u32::MAX; ROWS_AT as usize];
+    lens.iter().for_each(|len| step_info.extend([u32::MAX, *len as u32 - 1, u32::MAX, u32::MAX]));
+    list_parts(&mut step_info, lens);
+    for device in devices() {
+        let case = Case { device, heads, kv_heads: heads, dim, step_info: &step_info, lens };
+        let want = case.merge_twin(&partials);
+        case.merge(&partials, &want);
+    }
+}
+
+#[test]
+fn parts_become_rows() {
+    check_merge(64, 3, &[1, PART + 1, 9 * PART, 7]);
+    check_merge(128, 2, &[20 * PART - 3]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use quern_gguf::tiny::{self, Arch, TinySpec};
@@ -10,7 +11,7 @@ use quern_gguf::{Gguf, TensorType};
 use quern_shaders::lora::LoraMatrices;
 use quern_shaders::model::Model;
 use quern_shaders::sampling::{Draw, SampleRow, SampleShape};
-use quern_shaders::step::{AdapterError, Batch, BatchRow, DrawnRow, Runner, StepLimits};
+use quern_shaders::step::{AdapterError, Batch, BatchRow, DrawnRow, Runner, Split, StepLimits};
 use quern_shaders::{Device, DeviceOptions, Subgroups, twins};
 
 const LIMITS: StepLimits = StepLimits {
@@ -23,6 +24,10 @@ const LIMITS: StepLimits = StepLimits {
 };
 
 fn runner(device: &Device, spec: &TinySpec) -> Runner {
+    Runner::new(device, &model(device, spec), LIMITS).expect("a tiny model works")
+}
+
+fn model(device: &Device, spec: &TinySpec) -> Arc<Model> {
     let folder = tempfile::tempdir().expect("a tiny model works");
     let path = folder.path().join("tiny.gguf");
     tiny::write(&path, spec).expect("a tiny model works");
@@ -33,7 +38,7 @@ fn runner(device: &Device, spec: &TinySpec) -> Runner {
         true
     });
     assert!(parts.is_sorted() && parts.last() == Some(&1.0), "progress ends at 1: {parts:?}");
-    Runner::new(device, &Arc::new(model.expect("a tiny model works")), LIMITS).expect("a tiny model works")
+    Arc::new(model.expect("a tiny model works"))
 }
 
 /// A sequence: its tokens so far and its pages.
@@ -42,8 +47,18 @@ struct Seq<'a> {
     pages: &'a [u32],
 }
 
-/// Feeds each sequence's tokens from `done` to `until` in one step and gives the logits after each.
-fn step(runner: &mut Runner, parts: &[(&Seq<'_>, std::ops::Range<usize>)]) -> Vec<Vec<f32>> {
+/// Feeds a range of each sequence's tokens in one step and gives the logits after each.
+fn step(runner: &mut Runner, parts: &[(&Seq<'_>, Range<usize>)]) -> Vec<Vec<f32>> {
+    let vocab = runner.model().shape.vocab as usize;
+    with_batch(parts, |batch| {
+        let result = runner.run(batch).expect("a tiny model works");
+        assert_eq!(result.logits.len(), parts.len() * vocab);
+        assert!(result.logits.iter().all(|logit| logit.is_finite()));
+        result.logits.chunks(vocab).map(<[f32]>::to_vec).collect()
+    })
+}
+
+fn with_batch<T>(parts: &[(&Seq<'_>, Range<usize>)], run: impl FnOnce(&Batch<'_>) -> T) -> T {
     let lists: Vec<&[u32]> = parts.iter().map(|(seq, _)| seq.pages).collect();
     let (mut rows, mut logits) = (Vec::new(), Vec::new());
     for (list, (seq, range)) in parts.iter().enumerate() {
@@ -56,12 +71,7 @@ fn step(runner: &mut Runner, parts: &[(&Seq<'_>, std::ops::Range<usize>)]) -> Ve
         rows.extend(range.clone().map(row));
         logits.push(rows.len() as u32 - 1);
     }
-    let vocab = runner.model().shape.vocab as usize;
-    let batch = Batch { rows: &rows, lists: &lists, logits: &logits, ..Batch::default() };
-    let result = runner.run(&batch).expect("a tiny model works");
-    assert_eq!(result.logits.len(), parts.len() * vocab);
-    assert!(result.logits.iter().all(|logit| logit.is_finite()));
-    result.logits.chunks(vocab).map(<[f32]>::to_vec).collect()
+    run(&Batch { rows: &rows, lists: &lists, logits: &logits, ..Batch::default() })
 }
 
 #[track_caller]
@@ -165,6 +175,71 @@ fn cooperative_matrices_come_near() {
     // Few rows are not.
     let few = logits(&device, &[0..32, 32..45]);
     quern_shaders::harness::assert_close("few rows", &few, &want, 1e-9);
+}
+
+/// How a step's attention is taken, as its dispatches in the first layer say; nothing where the device has no clock.
+fn attention_of(runner: &mut Runner, parts: &[(&Seq<'_>, Range<usize>)]) -> Option<String> {
+    let times = with_batch(parts, |batch| runner.time(batch).expect("a tiny model works"))?;
+    let kernels: Vec<String> = times.into_iter().map(|time| time.kernel).collect();
+    let first = kernels.iter().position(|kernel| kernel.starts_with("attention "))?;
+    let way = kernels[first].split_once("PARTS=")?.1.to_owned();
+    let is_merged = kernels[first + 1].starts_with("attention_merge ");
+    Some(if is_merged { way + ", merged" } else { way })
+}
+
+#[test]
+fn long_sequences_are_split_and_nothing_changes() {
+    const LONG: StepLimits = StepLimits { num_pages: 48, max_sequence_len: 420, ..LIMITS };
+    const LAST: usize = 400;
+    // Never split; where a row would keep the others waiting; and wherever there is a long row.
+    const WAYS: [(u32, [&str; 3]); 3] = [
+        (0, ["all", "all", "all"]),
+        (8, ["each, merged", "each, merged", "all"]),
+        (10_000, ["each, merged", "each, merged", "each, merged"]),
+    ];
+    let pages: Vec<u32> = (0..48).rev().collect();
+    for device in quern_shaders::harness::devices() {
+        let model = model(device, &TinySpec::new(Arch::Qwen2, 6));
+        let vocab = model.shape.vocab;
+        let tokens: Vec<u32> = (0..=LAST as u32).map(|idx| (idx * 37 + 11) % vocab).collect();
+        let others: Vec<u32> = tokens.iter().map(|token| (token * 3 + 1) % vocab).collect();
+        let long = Seq { tokens: &tokens, pages: &pages[..13] };
+        let other = Seq { tokens: &others, pages: &pages[13..26] };
+        let short = Seq { tokens: &others, pages: &pages[26..27] };
+        let logits = WAYS.map(|(workgroups, ways)| {
+            let split = Split { part_keys: 128, workgroups };
+            let runner = Runner::with_split(device, &model, LONG, Some(split));
+            let mut runner = runner.expect("a tiny model works");
+            for (seq, size) in [(&other, 48), (&long, if workgroups == 8 { 31 } else { 48 })] {
+                for start in (0..LAST).step_by(size) {
+                    step(&mut runner, &[(seq, start..(start + size).min(LAST))]);
+                }
+            }
+            let last = (&long, LAST..LAST + 1);
+            let company = [(&short, 0..5), (&other, LAST - 40..LAST)];
+            let [alone, short, many] =
+                [vec![last.clone()], vec![company[0].clone(), last.clone()], vec![company[1].clone(), last]];
+            for (parts, way) in [&alone, &short, &many].into_iter().zip(ways) {
+                let used = attention_of(&mut runner, parts);
+                assert!(used.as_deref().is_none_or(|used| used == way), "{workgroups}: {used:?}, not {way}");
+            }
+            let used = attention_of(&mut runner, &short[..1]);
+            assert!(used.as_deref().is_none_or(|used| used == "one"), "{workgroups}: {used:?}");
+
+            let whole = step(&mut runner, &alone).remove(0);
+            let beside_short = step(&mut runner, &short);
+            assert_eq!(beside_short[1], whole, "{workgroups}: beside a short one");
+            assert_eq!(beside_short[0], step(&mut runner, &short[..1])[0], "{workgroups}: the short one");
+            let beside_many = step(&mut runner, &many);
+            assert_eq!(beside_many[1], whole, "{workgroups}: beside many rows");
+            [whole, beside_short[0].clone(), beside_many[0].clone()]
+        });
+        assert!(
+            logits[1..].iter().all(|others| *others == logits[0]),
+            "split and not, {:?}",
+            device.profile()
+        );
+    }
 }
 
 #[test]

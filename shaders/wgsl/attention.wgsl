@@ -7,25 +7,21 @@
 // a row's result does not depend on what else is in the batch, nor on how the prompt was cut into steps.
 //
 // In a tile a thread first has one key, then a sixteenth of one head's scores, then a word of values in one
-// of PARTS parts of the keys.
+// of STRIPS strips of the keys.
+//
+// PARTS: how rows that are longer than a part are taken; see `shared/attention.wgsl`.
+//   one:  no row of the step is.
+//   all:  a workgroup takes all parts of its row.
+//   each: a workgroup takes one part and writes what it came to, for `attention_merge` to fold.
+//         partials: [parts, heads, TILE + 1], each thread's values and then (largest score, sum of weights).
 //
 // SHARE: subgroups are eight threads. What all threads need alike, an eighth is read by each and handed to the
 // others: on a CPU that pretends to be a GPU, each read costs more than the arithmetic around it.
 
 const DIM: u32 = $DIMu;
 const GROUP: u32 = $GROUPu;
-const TILE: u32 = 128u;
-const WORDS: u32 = DIM / 2u;
-const PARTS: u32 = TILE / WORDS;
-const LOWEST: f32 = -3.0e38;
 
-struct Params {
-    heads: u32,
-    kv_heads: u32,
-    rows_at: u32,
-    // 1 / sqrt(DIM), times what the model says.
-    scale: f32,
-}
+#include "shared/attention.wgsl"
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> step_info: array<u32>;
@@ -35,7 +31,11 @@ struct Params {
 #else
 @group(0) @binding(3) var<storage, read> kv: array<u32>;
 #endif
+#if PARTS=each
+@group(0) @binding(4) var<storage, read_write> partials: array<vec2<f32>>;
+#else
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
+#endif
 
 #include "shared/pages.wgsl"
 
@@ -44,28 +44,54 @@ var<workgroup> scores: array<f32, GROUP * TILE>;
 // A value for each sixteenth of a head's scores, and one for the head.
 var<workgroup> sixteenths: array<f32, GROUP * 16u>;
 var<workgroup> wholes: array<f32, GROUP>;
-var<workgroup> parts: array<vec2<f32>, TILE>;
 
 @compute @workgroup_size(TILE)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let row_at = params.rows_at + workgroup.x * ROW_WORDS;
+#if PARTS=each
+    let parts_at = step_info[params.parts_at];
+    let row = step_info[parts_at + step_info[params.num_rows_at] + workgroup.x];
+#else
+    let row = workgroup.x;
+#endif
+    let row_at = params.rows_at + row * ROW_WORDS;
     let length = step_info[row_at + 1u] + 1u;
     let pages_at = step_info[row_at + 3u];
+#if PARTS=each
+    let first = (workgroup.x - step_info[parts_at + row]) * params.part_keys;
+    let last = min(length, first + params.part_keys);
+#else
+    let first = 0u;
+    let last = length;
+#endif
     let kv_head = workgroup.y;
-    let query_at = (workgroup.x * (params.heads + 2u * params.kv_heads) + kv_head * GROUP) * DIM;
+    let query_at = (row * (params.heads + 2u * params.kv_heads) + kv_head * GROUP) * DIM;
     for (var i = thread; i < GROUP * DIM; i += TILE) {
         queries[i] = qkv[query_at + i] * params.scale;
     }
     let word = thread % WORDS;
-    let part = thread / WORDS;
+    let strip = thread / WORDS;
 #for h in GROUP
     var largest$h = LOWEST;
     var total$h = 0.0;
     var values$h = vec2<f32>(0.0);
+#if PARTS=all
+    var whole$h = NO_KEYS;
+#endif
 #endfor
     workgroupBarrier();
 
-    for (var start = 0u; start < length; start += TILE) {
+    for (var start = first; start < last; start += TILE) {
+#if PARTS=all
+        // Another part begins.
+        if start > 0u && start % params.part_keys == 0u {
+#for h in GROUP
+            whole$h = fold(whole$h, Sums(largest$h, total$h, values$h));
+            largest$h = LOWEST;
+            total$h = 0.0;
+            values$h = vec2<f32>(0.0);
+#endfor
+        }
+#endif
         // A thread a key.
         let key = start + thread;
 #for h in GROUP
@@ -154,14 +180,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         }
         workgroupBarrier();
 
-        // A thread a word of values, over the keys of its part.
+        // A thread a word of values, over the keys of its strip.
 #for h in GROUP
         total$h = fma(total$h, shrink$h, wholes[$h]);
         values$h *= shrink$h;
 #endfor
-        let end = min(length - start, (part + 1u) * (TILE / PARTS));
+        let end = min(length - start, (strip + 1u) * (TILE / STRIPS));
 #if SHARE
-        for (var k = part * (TILE / PARTS); k < end; k += 8u) {
+        for (var k = strip * (TILE / STRIPS); k < end; k += 8u) {
 #for h in GROUP
             let mine$h = scores[$hu * TILE + k + thread % 8u];
 #endfor
@@ -177,7 +203,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 #endfor
         }
 #else
-        for (var k = part * (TILE / PARTS); k < end; k++) {
+        for (var k = strip * (TILE / STRIPS); k < end; k++) {
             let page = step_info[pages_at + (start + k) / SLOTS];
             let pair = unpack2x16float(kv[value_word(page, kv_head, k % SLOTS, word)]);
 #for h in GROUP
@@ -188,18 +214,27 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         workgroupBarrier();
     }
 
-    let out_at = (workgroup.x * params.heads + kv_head * GROUP) * DIM;
+#if PARTS=each
+    let partial_at = (workgroup.x * params.heads + kv_head * GROUP) * (TILE + 1u);
 #for h in GROUP
-    parts[thread] = values$h;
-    workgroupBarrier();
-    if part == 0u {
-        var sum = parts[word];
-        for (var p = 1u; p < PARTS; p++) {
-            sum += parts[p * WORDS + word];
-        }
-        out[out_at + $hu * DIM + 2u * word] = sum.x / total$h;
-        out[out_at + $hu * DIM + 2u * word + 1u] = sum.y / total$h;
+    partials[partial_at + $hu * (TILE + 1u) + thread] = values$h;
+    if thread == 0u {
+        partials[partial_at + $hu * (TILE + 1u) + TILE] = vec2<f32>(largest$h, total$h);
     }
-    workgroupBarrier();
 #endfor
+#else
+    let out_at = (row * params.heads + kv_head * GROUP) * DIM + 2u * word;
+#for h in GROUP
+#if PARTS=all
+    let sums$h = fold(whole$h, Sums(largest$h, total$h, values$h));
+#else
+    let sums$h = Sums(largest$h, total$h, values$h);
+#endif
+    let sum$h = over_strips(sums$h.values, thread);
+    if strip == 0u {
+        out[out_at + $hu * DIM] = sum$h.x / sums$h.total;
+        out[out_at + $hu * DIM + 1u] = sum$h.y / sums$h.total;
+    }
+#endfor
+#endif
 }

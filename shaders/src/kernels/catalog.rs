@@ -27,9 +27,14 @@ const DIM: (&str, &[&str]) = ("DIM", &["64", "128"]);
 /// Query heads that share a key-value head.
 const GROUP: (&str, &[&str]) = ("GROUP", &["1", "2", "3", "4", "5", "6", "7", "8"]);
 
+/// How attention takes rows that are longer than a part: there are none, one workgroup takes all parts, or each
+/// has its own.
+const PARTS: (&str, &[&str]) = ("PARTS", &["one", "all", "each"]);
+
 /// All kernels.
 pub(crate) const KERNELS: &[Entry] = &[
-    Entry { name: "attention", axes: &[DIM, GROUP, SHARE] },
+    Entry { name: "attention", axes: &[DIM, GROUP, SHARE, PARTS] },
+    Entry { name: "attention_merge", axes: &[DIM] },
     Entry { name: "copy", axes: &[] },
     Entry { name: "embed", axes: &[QUANT, TEXELS] },
     Entry { name: "halve", axes: &[] },

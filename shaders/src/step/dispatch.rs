@@ -1,9 +1,10 @@
 //! One dispatch of a step, made when the model was loaded and encoded in each step.
 
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use super::attention::Parts;
 use super::inputs::Copied;
+use super::plan::Counts;
 use crate::kernels::{Bound, Kernel};
 
 /// A variant of a product.
@@ -64,6 +65,22 @@ pub(super) enum Grid {
     Tiles { panels: u32, panels_each: u32, cols_each: u32 },
     /// So many for each row and each of so many modules.
     Modules(u32, u32),
+    /// One for each part of a row's keys, and so many beside it.
+    Parts(u32),
+}
+
+/// Which steps a dispatch is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    Always,
+    /// Those with adapters.
+    Adapters,
+    /// Those whose attention takes rows in this way.
+    Attention(Parts),
+    /// Those with up to [`FEW_ROWS`] rows.
+    FewRows,
+    /// Those with more.
+    ManyRows,
 }
 
 /// One dispatch of a step.
@@ -75,22 +92,35 @@ pub(super) struct Op {
     pub grid: Grid,
     /// What is copied to a texture before.
     pub copied: Option<Copied>,
-    /// Left out of steps without adapters.
-    pub is_for_adapters: bool,
-    /// Left out of steps with other numbers of rows.
-    pub num_rows: RangeInclusive<u32>,
+    pub when: When,
 }
 
 impl Op {
     /// One that all steps have.
     pub fn new(kernels: Vec<Arc<Kernel>>, bound: Bound, grid: Grid) -> Op {
-        Op { kernels, bound, grid, copied: None, is_for_adapters: false, num_rows: 1..=u32::MAX }
+        Op { kernels, bound, grid, copied: None, when: When::Always }
+    }
+
+    /// Whether a step has it.
+    pub fn is_in(&self, counts: Counts, with_adapters: bool) -> bool {
+        match self.when {
+            When::Always => true,
+            When::Adapters => with_adapters,
+            When::Attention(wanted) => wanted == counts.shared.parts,
+            When::FewRows => counts.rows <= FEW_ROWS,
+            When::ManyRows => counts.rows > FEW_ROWS,
+        }
+    }
+
+    /// What it is dispatched for in a step: rows, or parts of rows.
+    pub fn num_rows(&self, counts: Counts) -> u32 {
+        if matches!(self.grid, Grid::Parts(_)) { counts.shared.num_parts } else { counts.rows }
     }
 
     /// The variant for so many rows, and its workgroups.
     pub fn dispatch(&self, num_rows: u32) -> (&Kernel, [u32; 3]) {
         match self.grid {
-            Grid::Rows(beside) => (&self.kernels[0], [num_rows, beside, 1]),
+            Grid::Rows(beside) | Grid::Parts(beside) => (&self.kernels[0], [num_rows, beside, 1]),
             Grid::Each(count) => (&self.kernels[0], [count, num_rows, 1]),
             Grid::Modules(count, modules) => (&self.kernels[0], [count, num_rows, modules]),
             Grid::Tiles { panels, panels_each, cols_each } => {

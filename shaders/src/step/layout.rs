@@ -2,11 +2,13 @@
 //!
 //! | words | what |
 //! | --- | --- |
-//! | `0..4` | rows, outputs, outputs with logits, 0 |
+//! | `0..4` | rows, outputs, outputs with logits, where parts begin or 0 |
 //! | `4..4 + 4 * max_rows` | for each row: token, position, slot, where its list of pages begins |
 //! | then `max_outputs` | rows with an output: with logits that are wanted, with those to draw from, others |
 //! | then | lists of pages, one a sequence of the batch |
+//! | then, where rows' parts have a workgroup each | for each row its first part; for each part its row |
 
+use super::attention::{Parts, Shared, Sharing};
 use super::{DrawnRow, StepLimits};
 use crate::pages::PAGE_TOKENS;
 
@@ -48,6 +50,7 @@ pub struct Batch<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     pub limits: StepLimits,
+    pub sharing: Sharing,
 }
 
 impl Layout {
@@ -55,12 +58,10 @@ impl Layout {
     pub const ROWS: u32 = 0;
     /// Where the number of outputs with logits stands.
     pub const LOGITS: u32 = 2;
+    /// Where it stands where parts begin.
+    pub const PARTS: u32 = 3;
     /// Where the rows begin.
     pub const ROWS_AT: u32 = 4;
-
-    pub fn new(limits: StepLimits) -> Layout {
-        Layout { limits }
-    }
 
     /// Where the list of rows with an output begins.
     pub fn outputs_at(&self) -> u32 {
@@ -71,17 +72,20 @@ impl Layout {
         self.outputs_at() + self.limits.max_outputs
     }
 
-    /// Words of the largest step: every row of a sequence of its own, each as long as can be.
+    /// Words of the largest step: every row of a sequence of its own, each as long as can be, and as many parts
+    /// as there is room for.
     pub fn max_words(&self) -> u32 {
         let list = self.limits.max_sequence_len.div_ceil(PAGE_TOKENS).min(self.limits.num_pages);
-        self.lists_at() + self.limits.max_rows * list
+        let max_parts = self.sharing.max_parts;
+        let parts = if max_parts > 0 { self.limits.max_rows + max_parts } else { 0 };
+        self.lists_at() + self.limits.max_rows * list + parts
     }
 
-    /// Writes a step's metadata.
+    /// Writes a step's metadata, and says how its attention is shared out.
     ///
     /// # Panics
     /// When the batch is empty or larger than the limits.
-    pub fn fill(&self, batch: &Batch<'_>, words: &mut Vec<u32>) {
+    pub fn fill(&self, batch: &Batch<'_>, words: &mut Vec<u32>) -> Shared {
         let with_logits = batch.logits.len() + batch.drawn.len();
         let (rows, outputs) = (batch.rows.len(), with_logits + batch.hidden.len());
         assert!(rows > 0 && rows <= self.limits.max_rows as usize, "{rows} rows of {:?}", self.limits);
@@ -99,6 +103,7 @@ impl Layout {
             })
             .collect();
         for row in batch.rows {
+            assert!(row.position < self.limits.max_sequence_len, "{row:?} of {:?}", self.limits);
             let page = batch.lists[row.list][(row.position / PAGE_TOKENS) as usize];
             let slot = page * PAGE_TOKENS + row.position % PAGE_TOKENS;
             words.extend([row.token, row.position, slot, starts[row.list]]);
@@ -109,6 +114,23 @@ impl Layout {
         words.extend(batch.hidden);
         words.resize(self.lists_at() as usize, 0);
         words.extend(batch.lists.iter().copied().flatten());
+        let shared = self.sharing.of(batch.rows);
+        if shared.parts == Parts::Each {
+            self.fill_parts(batch.rows, words);
+        }
+        shared
+    }
+
+    fn fill_parts(&self, rows: &[BatchRow], words: &mut Vec<u32>) {
+        words[Layout::PARTS as usize] = words.len() as u32;
+        let mut first = 0;
+        for row in rows {
+            words.push(first);
+            first += self.sharing.num_parts(row);
+        }
+        for (row_idx, row) in (0..).zip(rows) {
+            words.extend(std::iter::repeat_n(row_idx, self.sharing.num_parts(row) as usize));
+        }
     }
 }
 
@@ -116,19 +138,24 @@ impl Layout {
 mod tests {
     use super::*;
     use crate::sampling::Draw;
+    use crate::step::Split;
+
+    const LIMITS: StepLimits = StepLimits {
+        max_rows: 3,
+        max_outputs: 2,
+        num_pages: 9,
+        max_sequence_len: 64,
+        adapter_slots: [0; 4],
+        draws: false,
+    };
+
+    fn row(token: u32, position: u32, list: usize) -> BatchRow {
+        BatchRow { token, position, list, adapter_id: None }
+    }
 
     #[test]
     fn rows_know_their_slots_and_lists() {
-        let limits = StepLimits {
-            max_rows: 3,
-            max_outputs: 2,
-            num_pages: 9,
-            max_sequence_len: 64,
-            adapter_slots: [0; 4],
-            draws: false,
-        };
-        let layout = Layout::new(limits);
-        let row = |token, position, list| BatchRow { token, position, list, adapter_id: None };
+        let layout = Layout { limits: LIMITS, sharing: Sharing::new(None, [2, 1], LIMITS, u64::MAX) };
         let batch = Batch {
             rows: &[row(7, 33, 0), row(8, 0, 1)],
             lists: &[&[4, 2], &[5]],
@@ -153,5 +180,28 @@ mod tests {
         let batch = Batch { logits: &[], hidden: &[1], drawn: &drawn, ..batch };
         layout.fill(&batch, &mut words);
         assert_eq!((&words[..4], &words[16..18]), ([2, 2, 1, 0].as_slice(), [0, 1].as_slice()));
+    }
+
+    #[test]
+    fn parts_know_their_rows() {
+        let limits = StepLimits { max_sequence_len: 400, num_pages: 16, ..LIMITS };
+        let split = Split { part_keys: 128, workgroups: 8 };
+        let sharing = Sharing::new(Some(split), [2, 1], limits, u64::MAX);
+        assert_eq!(sharing.max_parts, 3 * 4);
+        let layout = Layout { limits, sharing };
+        let pages: Vec<u32> = (0..12).collect();
+        let rows = [row(7, 256, 0), row(8, 127, 0), row(9, 383, 0)];
+        let batch = Batch { rows: &rows, lists: &[&pages], ..Batch::default() };
+        let mut words = Vec::new();
+        let shared = layout.fill(&batch, &mut words);
+        assert_eq!(shared, Shared { parts: Parts::Each, num_parts: 7 });
+        assert_eq!(words[..4], [3, 0, 0, 18 + 12]);
+        assert_eq!(words[18..30], pages);
+        assert_eq!(words[30..], [0, 3, 4, 0, 0, 0, 1, 2, 2, 2]);
+        assert!(words.len() <= layout.max_words() as usize);
+        // Short rows leave nothing of that.
+        let shared = layout.fill(&Batch { rows: &rows[1..2], ..batch }, &mut words);
+        assert_eq!(shared, Shared { parts: Parts::One, num_parts: 0 });
+        assert_eq!((words[3], words.len()), (0, 30));
     }
 }

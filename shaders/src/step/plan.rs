@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::adapters::{Adapters, Place};
-use super::dispatch::{Grid, Op};
+use super::attention::{Partials, Parts, Shared};
+use super::dispatch::{Grid, Op, When};
 use super::draw::Drawing;
 use super::halves::Halves;
 use super::inputs::Inputs;
@@ -27,9 +28,10 @@ pub(super) struct Memory {
     /// `[rows, hidden]`.
     normed: Buffer,
     /// `[rows, qkv_width]`.
-    qkv: Buffer,
+    pub qkv: Buffer,
     /// `[rows, heads * head_dim]`.
-    attended: Buffer,
+    pub attended: Buffer,
+    pub partials: Partials,
     /// `[rows, 2 * ffn]`.
     gate_up: Buffer,
     /// `[rows, ffn]`.
@@ -83,6 +85,7 @@ impl Memory {
             normed: rows("normed rows", shape.hidden)?,
             qkv: rows("queries, keys and values of rows", shape.qkv_width())?,
             attended: rows("attended rows", shape.heads * shape.head_dim)?,
+            partials: Partials::new(device, shape.heads, layout.sharing.max_parts)?,
             gate_up: rows("gates of rows", 2 * shape.ffn)?,
             gated: rows("gated rows", shape.ffn)?,
             outputs: outputs("outputs", shape.hidden)?,
@@ -117,27 +120,30 @@ impl Memory {
         ];
         let sum = |buffers: &mut dyn Iterator<Item = &Buffer>| buffers.map(Buffer::size_bytes).sum();
         let halves = self.halves.as_ref().map_or(0, Halves::bytes);
-        [sum(&mut self.kv.iter()), sum(&mut others.into_iter()) + self.inputs.bytes() + halves]
+        let others = sum(&mut others.into_iter()) + self.inputs.bytes() + self.partials.bytes() + halves;
+        [sum(&mut self.kv.iter()), others]
     }
 }
 
-/// How many of a batch's rows there are, and want what.
+/// How many of a batch's rows there are, what they want, and how attention takes them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Counts {
     pub rows: u32,
     pub logits: u32,
     pub hidden: u32,
     pub drawn: u32,
+    pub shared: Shared,
 }
 
 impl Counts {
-    pub fn of(batch: &Batch<'_>) -> Counts {
+    pub fn of(batch: &Batch<'_>, shared: Shared) -> Counts {
         let count = |len: usize| len as u32;
         Counts {
             rows: count(batch.rows.len()),
             logits: count(batch.logits.len()),
             hidden: count(batch.hidden.len()),
             drawn: count(batch.drawn.len()),
+            shared,
         }
     }
 
@@ -169,7 +175,7 @@ impl Plan {
         drawing: Option<&Drawing>,
         layout: &Layout,
     ) -> Result<Plan, DeviceError> {
-        let builder = Builder { device, model, memory, adapters };
+        let builder = Builder { device, model, memory, adapters, layout };
         let mut rows = builder.embed()?;
         for layer in 0..model.layers.len() {
             builder.layer(layer, &mut rows)?;
@@ -192,8 +198,9 @@ impl Plan {
     }
 
     pub fn num_dispatches(&self) -> usize {
-        let of_a_row = |op: &&Op| !op.is_for_adapters && op.num_rows.contains(&1);
-        let rows = self.rows.iter().filter(of_a_row).count();
+        let shared = Shared { parts: Parts::One, num_parts: 0 };
+        let a_row = Counts { rows: 1, logits: 1, hidden: 0, drawn: 0, shared };
+        let rows = self.rows.iter().filter(|op| op.is_in(a_row, false)).count();
         rows + 1 + self.logits.len()
     }
 
@@ -234,24 +241,23 @@ impl Plan {
 
     /// The dispatches of a step in order, each with its rows.
     fn ops(&self, counts: Counts, with_adapters: bool) -> impl Iterator<Item = (&Op, u32)> {
-        let is_wanted =
-            move |op: &&Op| (with_adapters || !op.is_for_adapters) && op.num_rows.contains(&counts.rows);
-        let rows = self.rows.iter().filter(is_wanted);
+        let rows = self.rows.iter().filter(move |op| op.is_in(counts, with_adapters));
         let num_outputs = counts.with_logits() + counts.hidden;
         let outputs = (num_outputs > 0).then_some((&self.outputs, num_outputs));
         let behind = [(&self.logits, counts.with_logits()), (&self.drawn, counts.drawn)];
         let behind = behind.into_iter().filter(|(_, num_rows)| *num_rows > 0);
         let behind = behind.flat_map(|(ops, num_rows)| ops.iter().map(move |op| (op, num_rows)));
-        rows.map(move |op| (op, counts.rows)).chain(outputs).chain(behind)
+        rows.map(move |op| (op, op.num_rows(counts))).chain(outputs).chain(behind)
     }
 }
 
-/// What dispatches are made from.
+/// Makes dispatches with what they are bound to.
 pub(super) struct Builder<'a> {
     device: &'a Device,
-    model: &'a Model,
+    pub model: &'a Model,
     pub memory: &'a Memory,
     adapters: &'a Adapters,
+    pub layout: &'a Layout,
 }
 
 impl Builder<'_> {
@@ -330,7 +336,7 @@ impl Builder<'_> {
         self.placed(&layer.qkv, &product, ops)?;
         self.adapt(idx, Place::Qkv, &product, ops)?;
         ops.push(self.rope_store(idx)?);
-        ops.push(self.attention(idx)?);
+        self.attention(idx, ops)?;
         let product = every_row(&memory.attended, inputs.attended.as_ref(), &memory.x, shape.hidden);
         self.halve(&product, shape.heads * shape.head_dim, ops)?;
         ops.extend(self.matmul(&layer.attn_out, &product, None, 0, ADD_TO_OUT)?);
@@ -374,7 +380,7 @@ impl Builder<'_> {
             let kernel = self.kernel(name, &[])?;
             let bindings: Vec<_> = common.iter().cloned().chain([(end, buffer.whole())]).collect();
             let bound = kernel.bind(self.device, &bindings)?;
-            ops.push(Op { is_for_adapters: true, ..Op::new(vec![kernel], bound, grid) });
+            ops.push(Op { when: When::Adapters, ..Op::new(vec![kernel], bound, grid) });
         }
         Ok(())
     }
@@ -406,18 +412,6 @@ impl Builder<'_> {
             ("kv", memory.kv[idx].whole()),
         ];
         self.op(vec![kernel], &params, &buffers, Grid::Rows(shape.heads + 2 * shape.kv_heads))
-    }
-
-    fn attention(&self, idx: usize) -> Result<Op, DeviceError> {
-        let (memory, shape) = (self.memory, &self.model.shape);
-        let (dim, group) = (shape.head_dim.to_string(), shape.group().to_string());
-        let axes = [("DIM", &*dim), ("GROUP", &*group), ("SHARE", self.share())];
-        let kernel = self.kernel("attention", &axes)?;
-        let scale = 1.0 / (shape.head_dim as f32).sqrt();
-        let params = [shape.heads, shape.kv_heads, Layout::ROWS_AT, scale.to_bits()];
-        let buffers =
-            [("qkv", memory.qkv.whole()), ("kv", memory.kv[idx].whole()), ("out", memory.attended.whole())];
-        self.op(vec![kernel], &params, &buffers, Grid::Rows(shape.kv_heads))
     }
 
     fn swiglu(&self) -> Result<Op, DeviceError> {

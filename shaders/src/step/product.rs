@@ -1,6 +1,6 @@
 //! Products of a step's rows with matrices: which kernels, for how many rows, on which parts of a matrix.
 
-use super::dispatch::{FEW_ROWS, Grid, Op, variants};
+use super::dispatch::{Grid, Op, When, variants};
 use super::halves::Halves;
 use super::inputs::Copied;
 use super::plan::Builder;
@@ -72,7 +72,7 @@ impl Builder<'_> {
         ops[0].copied = texels.map(|texels| Copied { from: product.x.clone(), to: texels.clone() });
         let Some(halves) = product.halves else { return Ok(ops) };
         for op in &mut ops {
-            op.num_rows = 1..=FEW_ROWS;
+            op.when = When::FewRows;
         }
         for shard in &matrix.shards {
             let (params, mut bindings) = self.product_on(matrix, shard, product, bias, out_base, flags);
@@ -80,7 +80,7 @@ impl Builder<'_> {
             let kernel = self.kernel("matmul_coop", &halves.axes(matrix.format))?;
             let grid = Grid::Tiles { panels: shard.num_panels(), panels_each: 8, cols_each: Halves::COLS };
             let op = self.op(vec![kernel], &params, &bindings, grid)?;
-            ops.push(Op { num_rows: FEW_ROWS + 1..=u32::MAX, ..op });
+            ops.push(Op { when: When::ManyRows, ..op });
         }
         Ok(ops)
     }
@@ -121,7 +121,7 @@ impl Builder<'_> {
         let Some(halves) = product.halves else { return Ok(()) };
         let bindings: Vec<_> = halves.bindings().into_iter().chain([("x", product.x.whole())]).collect();
         let op = self.op(vec![self.kernel("halve", &[])?], &[width / 4], &bindings, Grid::Rows(1))?;
-        ops.push(Op { num_rows: FEW_ROWS + 1..=u32::MAX, ..op });
+        ops.push(Op { when: When::ManyRows, ..op });
         Ok(())
     }
 }
