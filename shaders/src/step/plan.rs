@@ -9,13 +9,13 @@ use super::inputs::{Copied, Inputs};
 use super::layout::{Batch, Layout, ROW_WORDS};
 use super::{RunnerError, StepLimits};
 use crate::buffers::{Buffer, Use};
+use crate::clock::Clock;
 use crate::device::Device;
 use crate::error::DeviceError;
 use crate::kernels::{Kernel, Text};
 use crate::model::{Matrix, Model, ModelShape, Placed};
 use crate::pages::PAGE_TOKENS;
 use crate::texels::Texels;
-use crate::timing::Clock;
 
 /// Flags of `matmul`.
 const ADD_BIAS: u32 = 1;
