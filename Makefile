@@ -30,10 +30,11 @@ serve: build     ## Build, fetch the default model, serve it on 127.0.0.1:8080
 test: build guests  ## Run every test that needs no GPU, the default model's among them
 	@.ci/test
 
-lint: deps       ## Check formatting, clippy's warnings and the rules between crates
+lint: deps       ## Check formatting, clippy's warnings, the rules between crates, and browsers' build
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	@.ci/rules
+	@.ci/browser
 
 bench: build     ## Drive a running node: make bench WORKLOAD=chat URL=http://127.0.0.1:8080
 	$(BIN)/quern-bench run $(WORKLOAD) --url $(URL)

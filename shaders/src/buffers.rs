@@ -1,6 +1,6 @@
 //! Memory on a device: made with an error where there is none left, written, and read back.
 
-use std::sync::mpsc;
+use futures_channel::oneshot;
 
 use crate::device::Device;
 use crate::error::DeviceError;
@@ -28,10 +28,9 @@ impl Buffer {
     /// # Errors
     /// [`DeviceError::OutOfMemory`], also when no buffer of this device may be so large.
     pub fn new(device: &Device, what: &str, bytes: u64, usage: Use) -> Result<Buffer, DeviceError> {
-        let none_left = || DeviceError::OutOfMemory { what: what.to_owned(), bytes };
         let size = bytes.next_multiple_of(4).max(4);
         if size > device.profile().max_buffer_bytes {
-            return Err(none_left());
+            return Err(DeviceError::OutOfMemory { what: what.to_owned(), bytes });
         }
         let usage = match usage {
             Use::Storage => {
@@ -43,9 +42,7 @@ impl Buffer {
         let scope = device.wgpu.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let descriptor = wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false };
         let wgpu = device.wgpu.create_buffer(&descriptor);
-        if pollster::block_on(scope.pop()).is_some() {
-            return Err(none_left());
-        }
+        device.close_scope(scope, what, bytes)?;
         device.check()?;
         Ok(Buffer { wgpu })
     }
@@ -91,12 +88,12 @@ impl Buffer {
         self.wgpu.as_entire_binding()
     }
 
-    /// Copies the first `bytes` of it, a multiple of 4, out of the device. Blocks until all work before
-    /// is done.
+    /// Copies the first `bytes` of it, a multiple of 4, out of the device, once all work before is done. On a
+    /// native device it blocks until then.
     ///
     /// # Errors
     /// [`DeviceError`] when the device failed meanwhile.
-    pub fn read(&self, device: &Device, bytes: u64) -> Result<Vec<u8>, DeviceError> {
+    pub async fn read_async(&self, device: &Device, bytes: u64) -> Result<Vec<u8>, DeviceError> {
         if bytes == 0 {
             return Ok(Vec::new());
         }
@@ -105,40 +102,52 @@ impl Buffer {
         encoder.copy_buffer_to_buffer(&self.wgpu, 0, &staging.wgpu, 0, bytes);
         device.queue.submit([encoder.finish()]);
         let mut out = vec![0; bytes as usize];
-        staging.read_mapped(device, [out.as_mut_slice()])?;
+        staging.read_mapped_async(device, [out.as_mut_slice()]).await?;
         Ok(out)
     }
 
     /// Waits for what was submitted and copies a [`Use::Readback`] buffer from its beginning into `parts`,
-    /// one after the other.
+    /// one after the other. On a native device it blocks until then. May be dropped at any time.
     ///
     /// # Errors
     /// [`DeviceError`] when the device failed meanwhile.
-    pub fn read_mapped<const N: usize>(
+    pub async fn read_mapped_async<const N: usize>(
         &self,
         device: &Device,
         parts: [&mut [u8]; N],
     ) -> Result<(), DeviceError> {
-        let (sender, receiver) = mpsc::sync_channel(1);
+        let (sender, receiver) = oneshot::channel();
         let bytes = parts.iter().map(|part| part.len() as u64).sum();
         self.wgpu.map_async(wgpu::MapMode::Read, 0..bytes, move |mapped| {
-            // The receiver waits below; it can only be gone when that failed already.
+            // The receiver waits below; it can only be gone when that failed already, or was given up.
             let _ = sender.send(mapped);
         });
-        device.wait()?;
+        let mapping = Mapping(&self.wgpu);
+        device.drive()?;
         let failed = |why: String| DeviceError::Failed { why };
         // Another thread that waits for the same device may be the one that is told; it tells us.
-        let mapped = receiver.recv().map_err(|_| failed("a buffer was never mapped".to_owned()))?;
-        mapped.map_err(|error| failed(error.to_string()))?;
-        {
+        let mapped = receiver.await.map_err(|_| failed("a buffer was never mapped".to_owned()));
+        let copied = mapped.and_then(|mapped| {
+            mapped.map_err(|error| failed(error.to_string()))?;
             let view = self.wgpu.get_mapped_range(0..bytes).map_err(|error| failed(error.to_string()))?;
             let mut start = 0;
             for part in parts {
                 part.copy_from_slice(&view[start..start + part.len()]);
                 start += part.len();
             }
-        }
-        self.wgpu.unmap();
-        Ok(())
+            Ok(())
+        });
+        drop(mapping);
+        // What the device says of a failure says more.
+        device.settle().await.and(copied)
+    }
+}
+
+/// A buffer that is mapped, or will be. That ends when this is dropped, and the device can write to it again.
+struct Mapping<'a>(&'a wgpu::Buffer);
+
+impl Drop for Mapping<'_> {
+    fn drop(&mut self) {
+        self.0.unmap();
     }
 }

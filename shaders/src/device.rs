@@ -6,17 +6,19 @@
 
 mod choose;
 mod health;
+#[cfg(not(target_arch = "wasm32"))]
 mod survey;
 mod unchecked;
+mod wait;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::DeviceError;
 use crate::kernels::{Kernel, Text};
 use health::Health;
+#[cfg(not(target_arch = "wasm32"))]
 pub use survey::{Surveyed, survey};
 
 /// Textures that the hungriest kernel binds.
@@ -25,7 +27,7 @@ const TEXTURES: u32 = 4;
 /// Which system interface reaches the adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
-    /// Whichever has a fitting adapter; Vulkan before the others.
+    /// Whichever has a fitting adapter; Vulkan before the others. In a browser there is WebGPU alone.
     #[default]
     Any,
     /// Vulkan.
@@ -115,6 +117,7 @@ impl Device {
     /// # Errors
     /// [`DeviceError::NoAdapter`] names what there is and what each lacks; [`DeviceError::Refused`] when
     /// the driver opens nothing.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn open(options: &DeviceOptions) -> Result<Device, DeviceError> {
         pollster::block_on(Device::open_async(options))
     }
@@ -125,12 +128,16 @@ impl Device {
     /// The same.
     pub async fn open_async(options: &DeviceOptions) -> Result<Device, DeviceError> {
         let adapter = choose::adapter(options).await?;
-        let (info, limits) = (adapter.get_info(), adapter.limits());
+        let (info, limits) = (adapter.get_info(), choose::limits(&adapter.limits()));
         let optional = wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         let cooperative = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
         let mut features = adapter.features() & optional;
+        if info.backend == wgpu::Backend::BrowserWebGpu {
+            // Browsers want `enable subgroups;` before a text that uses them, and naga does not know it.
+            features.remove(wgpu::Features::SUBGROUP);
+        }
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
         if options.cooperative_matrices {
             features |= cooperative;
@@ -169,7 +176,7 @@ impl Device {
             why: error.to_string(),
         };
         let (wgpu, queue) = adapter.request_device(&descriptor).await.map_err(refused)?;
-        let health = Health::watch(&wgpu);
+        let health = Arc::new(Health::watch(&wgpu));
         Ok(Device { wgpu, queue, profile: Arc::new(profile), health, compiled: Arc::default() })
     }
 
@@ -200,19 +207,6 @@ impl Device {
         self.wgpu.destroy();
     }
 
-    /// Waits until everything that was submitted is done.
-    ///
-    /// # Errors
-    /// As [`Device::check`].
-    pub fn wait(&self) -> Result<(), DeviceError> {
-        // wgpu has no error for a device that is lost while somebody waits: it tells the callback, and panics.
-        let polled = catch_unwind(AssertUnwindSafe(|| self.wgpu.poll(wgpu::PollType::wait_indefinitely())));
-        self.check()?;
-        let failed = |why: String| DeviceError::Failed { why };
-        let polled = polled.map_err(|_| failed("waiting for it failed".to_owned()))?;
-        polled.map(|_| ()).map_err(|error| failed(error.to_string()))
-    }
-
     /// A compiled variant, shared by all who ask for it. Blocks the first time.
     ///
     /// # Errors
@@ -225,6 +219,20 @@ impl Device {
         let kernel = Arc::new(Kernel::new(self, text)?);
         compiled.insert(text.name().to_owned(), Arc::clone(&kernel));
         Ok(kernel)
+    }
+
+    /// Ends a scope around memory for `what`.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`] when there was not enough; a browser says so only where its device is
+    /// waited for.
+    pub(crate) fn close_scope(
+        &self,
+        scope: wgpu::ErrorScopeGuard,
+        what: &str,
+        bytes: u64,
+    ) -> Result<(), DeviceError> {
+        self.health.close(scope, DeviceError::OutOfMemory { what: what.to_owned(), bytes })
     }
 
     /// Builds a kernel's module, with checks where the device was opened with them.

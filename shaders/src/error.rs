@@ -43,7 +43,12 @@ pub enum DeviceError {
 
 fn list(found: &[String]) -> String {
     if found.is_empty() {
-        return "no adapter at all; a Vulkan driver is missing (on Debian without a GPU: mesa-vulkan-drivers)".to_owned();
+        let why = if cfg!(target_arch = "wasm32") {
+            "this browser has no WebGPU, or keeps it from this page"
+        } else {
+            "a Vulkan driver is missing (on Debian without a GPU: mesa-vulkan-drivers)"
+        };
+        return format!("no adapter at all; {why}");
     }
     found.join("; ")
 }

@@ -105,7 +105,8 @@ impl Prepared {
         let mut written = HashMap::new();
         for (name, access, buffer) in &self.buffers {
             if *access == Access::ReadWrite {
-                written.insert(name.clone(), buffer.read(device, buffer.size_bytes())?);
+                let bytes = pollster::block_on(buffer.read_async(device, buffer.size_bytes()))?;
+                written.insert(name.clone(), bytes);
             }
         }
         device.wait()?;

@@ -151,3 +151,39 @@ impl Kernel {
         self.bindings.iter().map(|binding| (binding.name.as_str(), binding.access))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every choice of one value an axis.
+    fn variants(entry: &catalog::Entry) -> Vec<Text> {
+        let mut chosen = vec![Vec::new()];
+        for (axis, allowed) in entry.axes {
+            let with = |values: &Vec<_>| {
+                let values = values.clone();
+                allowed.iter().map(move |value| [values.clone(), vec![(*axis, *value)]].concat())
+            };
+            chosen = chosen.iter().flat_map(with).collect();
+        }
+        chosen.iter().map(|values| Text::new(entry.name, values)).collect()
+    }
+
+    #[test]
+    fn kernels_bind_no_more_than_every_browser_has() {
+        let limits = wgpu::Limits::default();
+        for text in catalog::KERNELS.iter().flat_map(variants) {
+            let bindings = bindings::read(text.wgsl());
+            let count = |is_counted: &dyn Fn(Access) -> bool| {
+                bindings.iter().filter(|binding| is_counted(binding.access)).count() as u32
+            };
+            let buffers = count(&|access| matches!(access, Access::Read | Access::ReadWrite));
+            let textures = count(&|access| matches!(access, Access::Texels(_)));
+            let uniforms = count(&|access| access == Access::Uniform);
+            assert!(buffers <= limits.max_storage_buffers_per_shader_stage, "{}: {buffers}", text.name());
+            assert!(textures <= limits.max_storage_textures_per_shader_stage, "{}: {textures}", text.name());
+            assert!(uniforms <= limits.max_uniform_buffers_per_shader_stage, "{}: {uniforms}", text.name());
+            assert!(buffers + textures > 0, "{} binds nothing", text.name());
+        }
+    }
+}

@@ -3,11 +3,16 @@
 //!
 //! This crate knows tensors and tokens' numbers, never text, requests or queues. `README.md` walks from a
 //! token to the next.
+//!
+//! What waits for a device is async; beside it stands a form that blocks, but on WebAssembly, where a page must
+//! not be blocked.
 #![deny(missing_docs)]
 
 mod buffers;
+mod clock;
 pub mod device;
 mod error;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod harness;
 pub mod kernels;
 pub mod lora;
@@ -17,10 +22,13 @@ mod preprocess;
 pub mod sampling;
 pub mod step;
 pub mod texels;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod timing;
 pub mod twins;
 pub mod weights;
 
 pub use buffers::Buffer;
-pub use device::{Backend, Device, DeviceOptions, Profile, Subgroups, Surveyed, survey};
+pub use device::{Backend, Device, DeviceOptions, Profile, Subgroups};
+#[cfg(not(target_arch = "wasm32"))]
+pub use device::{Surveyed, survey};
 pub use error::DeviceError;

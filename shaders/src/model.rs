@@ -140,7 +140,21 @@ impl Model {
     ///
     /// # Errors
     /// [`ModelError`]; what the file lacks is named before anything is uploaded.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn load(
+        device: &Device,
+        gguf: &Gguf,
+        progress: &mut dyn FnMut(f32) -> bool,
+    ) -> Result<Model, ModelError> {
+        pollster::block_on(Model::load_async(device, gguf, progress))
+    }
+
+    /// As [`Model::load`], for hosts that must not block. In a browser it yields every 64 MB, to let the device
+    /// take them; on a native device it blocks. Dropped before its end, it frees what is there.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn load_async(
         device: &Device,
         gguf: &Gguf,
         progress: &mut dyn FnMut(f32) -> bool,
@@ -149,15 +163,15 @@ impl Model {
         let mut uploads = Uploads::new(device, gguf, progress);
         let mut layers = Vec::new();
         for layer in 0..shape.layers {
-            layers.push(load_layer(&mut uploads, layer, &shape)?);
+            layers.push(load_layer(&mut uploads, layer, &shape).await?);
         }
-        let output = if shape.tied { None } else { Some(uploads.matrix(&["output.weight"])?) };
+        let output = if shape.tied { None } else { Some(uploads.matrix(&["output.weight"]).await?) };
         Ok(Model {
-            embedding: uploads.matrix(&["token_embd.weight"])?,
+            embedding: uploads.matrix(&["token_embd.weight"]).await?,
             layers,
-            output_norm: uploads.vector("output_norm.weight")?,
+            output_norm: uploads.vector("output_norm.weight").await?,
             output,
-            size_bytes: uploads.finish()?,
+            size_bytes: uploads.finish().await?,
             shape,
         })
     }
@@ -176,25 +190,27 @@ impl Model {
     }
 }
 
-fn load_layer(uploads: &mut Uploads<'_>, layer: u32, shape: &ModelShape) -> Result<Layer, ModelError> {
+async fn load_layer(uploads: &mut Uploads<'_>, layer: u32, shape: &ModelShape) -> Result<Layer, ModelError> {
     let name = |part: &str| format!("blk.{layer}.{part}");
-    let norms = |uploads: &mut Uploads<'_>| -> Result<HeadNormBuffers, ModelError> {
-        let query = uploads.vector(&name("attn_q_norm.weight"))?;
-        Ok(HeadNormBuffers { query, key: uploads.vector(&name("attn_k_norm.weight"))? })
-    };
     Ok(Layer {
-        attn_norm: uploads.vector(&name("attn_norm.weight"))?,
-        qkv: load_placed(uploads, &[name("attn_q"), name("attn_k"), name("attn_v")])?,
-        head_norms: if shape.head_norms { Some(norms(uploads)?) } else { None },
-        attn_out: uploads.matrix(&[&name("attn_output.weight")])?,
-        ffn_norm: uploads.vector(&name("ffn_norm.weight"))?,
-        gate_up: load_placed(uploads, &[name("ffn_gate"), name("ffn_up")])?,
-        down: uploads.matrix(&[&name("ffn_down.weight")])?,
+        attn_norm: uploads.vector(&name("attn_norm.weight")).await?,
+        qkv: load_placed(uploads, &[name("attn_q"), name("attn_k"), name("attn_v")]).await?,
+        head_norms: match shape.head_norms {
+            true => Some(HeadNormBuffers {
+                query: uploads.vector(&name("attn_q_norm.weight")).await?,
+                key: uploads.vector(&name("attn_k_norm.weight")).await?,
+            }),
+            false => None,
+        },
+        attn_out: uploads.matrix(&[&name("attn_output.weight")]).await?,
+        ffn_norm: uploads.vector(&name("ffn_norm.weight")).await?,
+        gate_up: load_placed(uploads, &[name("ffn_gate"), name("ffn_up")]).await?,
+        down: uploads.matrix(&[&name("ffn_down.weight")]).await?,
     })
 }
 
 /// Matrices that share an input, each run that is stored as one type as one.
-fn load_placed(uploads: &mut Uploads<'_>, names: &[String]) -> Result<Vec<Placed>, ModelError> {
+async fn load_placed(uploads: &mut Uploads<'_>, names: &[String]) -> Result<Vec<Placed>, ModelError> {
     let gguf = uploads.gguf();
     let weight = |name: &String| gguf.tensor(&format!("{name}.weight"));
     let bias = |name: &&String| gguf.tensor(&format!("{name}.bias")).is_some();
@@ -210,9 +226,10 @@ fn load_placed(uploads: &mut Uploads<'_>, names: &[String]) -> Result<Vec<Placed
     let mut placed = Vec::new();
     for run in runs {
         let weights: Vec<String> = run.iter().map(|name| format!("{name}.weight")).collect();
-        let matrix = uploads.matrix(&weights.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let matrix = uploads.matrix(&weights.iter().map(String::as_str).collect::<Vec<_>>()).await?;
         // Where some of a run have no bias, zeros are added.
-        let bias = if run.iter().any(|name| bias(&name)) { Some(uploads.biases(run)?) } else { None };
+        let has_bias = run.iter().any(|name| bias(&name));
+        let bias = if has_bias { Some(uploads.biases(run).await?) } else { None };
         let num_rows = matrix.num_rows();
         placed.push(Placed { matrix, bias, out_base });
         out_base += num_rows;

@@ -4,10 +4,13 @@
 //! batch, and a list of dispatches with their bind groups. A step writes one piece of metadata, encodes the
 //! list, and reads back what was asked for. Where next: `step/plan.rs` for the list of dispatches,
 //! `step/product.rs` for those of matrices, `step/attention.rs` for those of long sequences, `step/layout.rs` for the
-//! metadata, `step/adapters.rs` for adapters, `step/draw.rs` for tokens, `pages.rs` for who holds which page.
+//! metadata, `step/adapters.rs` for adapters, `step/draw.rs` for tokens, `step/blocking.rs` for hosts that may block,
+//! `pages.rs` for who holds which page.
 
 mod adapters;
 mod attention;
+#[cfg(not(target_arch = "wasm32"))]
+mod blocking;
 mod dispatch;
 mod draw;
 mod halves;
@@ -124,7 +127,8 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Makes buffers, pipelines and bind groups. Blocks.
+    /// Makes buffers, pipelines and bind groups. Blocks, but in a browser, where what its device refuses is an
+    /// error of the first step.
     ///
     /// # Errors
     /// [`RunnerError`] with the sizes, when something does not fit.
@@ -188,7 +192,8 @@ impl Runner {
         self.plan.num_dispatches()
     }
 
-    /// Computes a batch. Blocks until it is done.
+    /// Computes a batch, for hosts that must not block; others call `run`. On a native device it blocks until
+    /// it is done. When it is dropped before its end, keys and values of the batch's rows are unknown.
     ///
     /// # Errors
     /// [`DeviceError`] when the device failed or is lost; keys and values of the batch's rows are then
@@ -197,7 +202,7 @@ impl Runner {
     /// # Panics
     /// When the batch is empty or larger than the limits, names an adapter or a mask that is not there, or
     /// draws and the limits say that steps do not.
-    pub fn run(&mut self, batch: &Batch<'_>) -> Result<StepResult<'_>, DeviceError> {
+    pub async fn run_async(&mut self, batch: &Batch<'_>) -> Result<StepResult<'_>, DeviceError> {
         let mut encoder = self.device.wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let (counts, with_adapters) = self.write(batch);
         self.plan.encode(&mut encoder, counts, with_adapters);
@@ -218,19 +223,20 @@ impl Runner {
             encoder.copy_buffer_to_buffer(tokens, 0, staging, to, u64::from(counts.drawn) * 4);
         }
         self.device.queue.submit([encoder.finish()]);
-        self.read_back(logits_bytes as usize / 4, hidden_bytes as usize / 4, counts.drawn as usize)?;
+        let [num_logits, num_hidden] = [logits_bytes, hidden_bytes].map(|bytes| bytes as usize / 4);
+        self.read_back(num_logits, num_hidden, counts.drawn as usize).await?;
         Ok(self.last())
     }
 
-    /// Computes a batch as [`Runner::run`] does, but with each dispatch in a pass of its own, and says how
-    /// long each took by the device's clock; `None` where it has none. Nothing is read back. Blocks.
+    /// Computes a batch as [`Runner::run_async`] does, but with each dispatch in a pass of its own, and says how
+    /// long each took by the device's clock; `None` where it has none. Nothing is read back.
     ///
     /// # Errors
-    /// As [`Runner::run`].
+    /// As [`Runner::run_async`].
     ///
     /// # Panics
-    /// As [`Runner::run`].
-    pub fn time(&mut self, batch: &Batch<'_>) -> Result<Option<Vec<DispatchTime>>, DeviceError> {
+    /// As [`Runner::run_async`].
+    pub async fn time_async(&mut self, batch: &Batch<'_>) -> Result<Option<Vec<DispatchTime>>, DeviceError> {
         if !self.device.profile().has_timestamps {
             return Ok(None);
         }
@@ -238,7 +244,7 @@ impl Runner {
         let (counts, with_adapters) = self.write(batch);
         let (clock, dispatches) = self.plan.encode_timed(&self.device, &mut encoder, counts, with_adapters);
         self.device.queue.submit([encoder.finish()]);
-        let times = clock.read(&self.device)?;
+        let times = clock.read(&self.device).await?;
         let timed = |((kernel, workgroups), took)| DispatchTime { kernel, workgroups, took };
         Ok(Some(dispatches.into_iter().zip(times).map(timed).collect()))
     }
@@ -262,7 +268,7 @@ impl Runner {
     }
 
     /// Waits for the step and takes so many values of each kind from where they were copied to.
-    fn read_back(
+    async fn read_back(
         &mut self,
         num_logits: usize,
         num_hidden: usize,
@@ -272,7 +278,7 @@ impl Runner {
         self.hidden.resize(num_hidden, 0.0);
         self.tokens.clear();
         if num_logits + num_hidden + num_drawn == 0 {
-            return self.device.wait();
+            return self.device.wait_async().await;
         }
         let mut drawn = vec![NO_TOKEN; num_drawn];
         let parts = [
@@ -280,7 +286,7 @@ impl Runner {
             bytemuck::cast_slice_mut(&mut self.hidden),
             bytemuck::cast_slice_mut(&mut drawn),
         ];
-        self.memory.staging.read_mapped(&self.device, parts)?;
+        self.memory.staging.read_mapped_async(&self.device, parts).await?;
         self.tokens.extend(drawn.into_iter().map(|token| (token != NO_TOKEN).then_some(token)));
         Ok(())
     }
@@ -292,16 +298,17 @@ impl Runner {
     }
 
     /// Puts an adapter into a free slot. Its matrices name modules by their position in [`MODULES`]. No
-    /// pipeline, buffer or bind group changes.
+    /// pipeline, buffer or bind group changes. For hosts that must not block; others call `load_adapter`. Dropped
+    /// before its end, it may have loaded the adapter.
     ///
     /// # Errors
     /// [`AdapterError`] with the reason; nothing is half loaded.
-    pub fn load_adapter(
+    pub async fn load_adapter_async(
         &mut self,
         adapter_id: u32,
         matrices: &[LoraMatrices<'_>],
     ) -> Result<(), AdapterError> {
-        self.adapters.load(&self.device, adapter_id, matrices)
+        self.adapters.load(&self.device, adapter_id, matrices).await
     }
 
     /// Frees an adapter's slot.
@@ -336,11 +343,12 @@ impl Runner {
         self.memory.kv.len() * self.memory.page_bytes as usize
     }
 
-    /// Copies pages to the host: `[pages, layers, page]`. Blocks.
+    /// Copies pages to the host: `[pages, layers, page]`. For hosts that must not block; others call
+    /// `read_pages`. May be dropped at any time.
     ///
     /// # Errors
     /// [`DeviceError`] when the device has no room for the copy, or failed.
-    pub fn read_pages(&self, pages: &[u32]) -> Result<Vec<u8>, DeviceError> {
+    pub async fn read_pages_async(&self, pages: &[u32]) -> Result<Vec<u8>, DeviceError> {
         let mut out = vec![0; pages.len() * self.page_bytes()];
         if pages.is_empty() {
             return Ok(out);
@@ -356,11 +364,11 @@ impl Runner {
             }
         }
         self.device.queue.submit([encoder.finish()]);
-        staging.read_mapped(&self.device, [out.as_mut_slice()])?;
+        staging.read_mapped_async(&self.device, [out.as_mut_slice()]).await?;
         Ok(out)
     }
 
-    /// Puts back what [`Runner::read_pages`] gave, into as many other pages.
+    /// Puts back what [`Runner::read_pages_async`] gave, into as many other pages.
     ///
     /// # Panics
     /// When `bytes` are not those of so many pages.

@@ -67,9 +67,8 @@ impl Texels {
     ) -> Result<Texels, DeviceError> {
         let size = wgpu::Extent3d { width: width.max(1), height: height.max(1), depth_or_array_layers: 1 };
         let bytes = u64::from(size.width) * u64::from(size.height) * u64::from(texel.bytes());
-        let none_left = || DeviceError::OutOfMemory { what: what.to_owned(), bytes };
         if size.width.max(size.height) > device.profile().max_texture_side {
-            return Err(none_left());
+            return Err(DeviceError::OutOfMemory { what: what.to_owned(), bytes });
         }
         let scope = device.wgpu.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let wgpu = device.wgpu.create_texture(&wgpu::TextureDescriptor {
@@ -82,9 +81,7 @@ impl Texels {
             usage: wgpu::TextureUsages::STORAGE_BINDING | wgpu::TextureUsages::COPY_DST,
             view_formats: &[],
         });
-        if pollster::block_on(scope.pop()).is_some() {
-            return Err(none_left());
-        }
+        device.close_scope(scope, what, bytes)?;
         device.check()?;
         let view = wgpu.create_view(&wgpu::TextureViewDescriptor::default());
         Ok(Texels { wgpu, view, texel })

@@ -39,19 +39,21 @@ var<workgroup> walk: Walk;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     local = index;
     row_idx = group.x;
-    row = rows[row_idx];
-    peak_key = find_peak();
-    if peak_key == 0u {
+    let asked = rows[group.x];
+    row = asked;
+    let highest = find_peak();
+    if highest == 0u {
         give(NO_TOKEN);
         return;
     }
     // A token at positive infinity is certain.
-    if row.is_greedy != 0u || peak_key == LARGEST_KEY {
-        give(first_at_peak());
+    if asked.is_greedy != 0u || highest == LARGEST_KEY {
+        give(first_at(highest));
         return;
     }
-    peak = key_logit(peak_key);
-    give(draw(find_cut()));
+    peak = key_logit(highest);
+    let wish = Wish(asked.top_k, asked.top_p, asked.min_p, asked.scale, highest, key_logit(highest));
+    give(draw(find_cut(wish)));
 }
 
 fn give(token: u32) {
@@ -68,46 +70,47 @@ fn find_peak() -> u32 {
     return max_words(local, best);
 }
 
-// The lowest token at the peak. The largest complement is the smallest number.
-fn first_at_peak() -> u32 {
+// The lowest token with this key, which one has. The largest complement is the smallest number.
+fn first_at(key: u32) -> u32 {
     var best = 0u;
     for (var block = local; block < shape.num_blocks; block += 256u) {
-        if block_scan(block).peak_key == peak_key {
+        if block_scan(block).peak_key == key {
             best = max(best, ~block);
         }
     }
     let first = ~max_words(local, best);
     let token = first * BLOCK_TOKENS + local;
-    let is_peak = local < BLOCK_TOKENS && key_of(token) == peak_key;
+    let is_peak = local < BLOCK_TOKENS && key_of(token) == key;
     return ~max_words(local, select(0u, ~token, is_peak));
 }
 
 // Finds the hot blocks and what is kept of them.
-fn find_cut() -> Cut {
-    let limits_count = row.top_k > 0u && row.top_k < shape.vocab_size;
-    let limits_mass = row.top_p < 1.0;
-    is_whole = !limits_count && !limits_mass && !(row.min_p > 0.0);
+fn find_cut(wish: Wish) -> Cut {
+    let limits_count = wish.top_k > 0u && wish.top_k < shape.vocab_size;
+    let limits_mass = wish.top_p < 1.0;
+    let keeps_all = !limits_count && !limits_mass && !(wish.min_p > 0.0);
+    is_whole = keeps_all;
     num_hot = shape.num_blocks;
-    if is_whole {
+    if keeps_all {
         return KEEP_ALL;
     }
 
     var floor = 1u;
     var mass = 0.0;
     if limits_count {
-        if row.top_k <= shape.num_blocks {
-            floor = floor_of_place(row.top_k);
+        if wish.top_k <= shape.num_blocks {
+            floor = floor_of_place(wish.top_k, wish);
         }
     } else if limits_mass {
         mass = whole_mass();
-        let tail = (1.0 - row.top_p) * mass / f32(shape.vocab_size);
-        floor = floor_at(clamp(-log2(tail), 0.0, LOWEST_BITS));
+        let tail = (1.0 - wish.top_p) * mass / f32(shape.vocab_size);
+        floor = floor_at(clamp(-log2(tail), 0.0, LOWEST_BITS), wish);
     } else {
-        floor = floor_at(-log2(row.min_p));
+        floor = floor_at(-log2(wish.min_p), wish);
     }
     list_hot(floor);
 
-    return cut_hot(floor, limits_count, limits_mass, mass);
+    return cut_hot(floor, limits_count, limits_mass, mass, wish);
 }
 
 // What all tokens of a block weigh, from the first pass.

@@ -2,14 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, BufReader};
-use std::os::unix::fs::FileExt;
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use crate::error::{GgufError, Problem};
 use crate::header::Header;
 use crate::metadata::Metadata;
+use crate::reader::{Forward, ReadAt};
 use crate::tensor::TensorInfo;
 use crate::value::{ByteStrings, Value};
 
@@ -19,7 +18,7 @@ use crate::value::{ByteStrings, Value};
 /// which types they accept.
 pub struct Gguf {
     path: PathBuf,
-    file: File,
+    source: Box<dyn ReadAt>,
     header: Header,
     tensor_index: HashMap<String, usize>,
 }
@@ -30,6 +29,7 @@ pub struct Gguf {
 /// # Errors
 ///
 /// Says what is wrong with the file, see [`Problem`].
+#[cfg(unix)]
 pub fn check(path: &Path) -> Result<Gguf, GgufError> {
     let gguf = Gguf::open(path)?;
     gguf.architecture()?;
@@ -45,14 +45,26 @@ impl Gguf {
     /// # Errors
     ///
     /// Says what is wrong with the file, see [`Problem`].
+    #[cfg(unix)]
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
-        let (file, header) = open(path).map_err(|problem| GgufError::new(path, problem))?;
-        let names = header.tensors.iter().map(|tensor| tensor.name.clone());
-        let tensor_index = names.zip(0..).collect();
-        Ok(Gguf { path: path.to_owned(), file, header, tensor_index })
+        let file = open(path).map_err(|problem| GgufError::new(path, problem))?;
+        Gguf::from_reader(file, path)
     }
 
-    /// The path that the file was opened by.
+    /// As [`Gguf::open`], of a file that need not be one: in memory, say. `name` stands for its path, in
+    /// errors too. Blocks where `source` does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Gguf::open`].
+    pub fn from_reader(source: impl ReadAt + 'static, name: &Path) -> Result<Gguf, GgufError> {
+        let header = read_header(&source).map_err(|problem| GgufError::new(name, problem))?;
+        let names = header.tensors.iter().map(|tensor| tensor.name.clone());
+        let tensor_index = names.zip(0..).collect();
+        Ok(Gguf { path: name.to_owned(), source: Box::new(source), header, tensor_index })
+    }
+
+    /// The path that the file was opened by, or the name that it was given.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -204,9 +216,12 @@ impl Gguf {
     ///
     /// # Errors
     ///
-    /// `Io`; among others when the file has shrunk since it was opened.
+    /// `Io`; among others when the file has shrunk since it was opened, or with `OutOfMemory` where a tensor
+    /// is larger than any memory of this machine.
     pub fn read_tensor(&self, tensor: &TensorInfo) -> Result<Vec<u8>, GgufError> {
-        let mut bytes = vec![0; tensor.size_bytes as usize];
+        let too_large = |_| Problem::from(io::Error::from(io::ErrorKind::OutOfMemory));
+        let size = self.with_path(usize::try_from(tensor.size_bytes).map_err(too_large))?;
+        let mut bytes = vec![0; size];
         self.read_tensor_part(tensor, 0, &mut bytes)?;
         Ok(bytes)
     }
@@ -219,7 +234,7 @@ impl Gguf {
     pub fn read_tensor_part(&self, tensor: &TensorInfo, start: u64, out: &mut [u8]) -> Result<(), GgufError> {
         let inside = start.checked_add(out.len() as u64).is_some_and(|end| end <= tensor.size_bytes);
         let read = if inside {
-            self.file.read_exact_at(out, self.file_offset(tensor) + start)
+            Forward::new(&*self.source, self.file_offset(tensor) + start).read_exact(out)
         } else {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "the range reaches beyond the tensor"))
         };
@@ -231,15 +246,18 @@ impl Gguf {
     }
 }
 
-fn open(path: &Path) -> Result<(File, Header), Problem> {
+#[cfg(unix)]
+fn open(path: &Path) -> Result<std::fs::File, Problem> {
     // Asked before opening, because opening a pipe would wait for its other end.
-    if !fs::metadata(path)?.is_file() {
+    if !std::fs::metadata(path)?.is_file() {
         return Err(Problem::NotAFile);
     }
-    let file = File::open(path)?;
-    let size_bytes = file.metadata()?.len();
-    let header = Header::parse(BufReader::with_capacity(1 << 18, &file), size_bytes)?;
-    Ok((file, header))
+    Ok(std::fs::File::open(path)?)
+}
+
+fn read_header(source: &dyn ReadAt) -> Result<Header, Problem> {
+    let size_bytes = source.size_bytes()?;
+    Header::parse(BufReader::with_capacity(1 << 18, Forward::new(source, 0)), size_bytes)
 }
 
 impl fmt::Debug for Gguf {

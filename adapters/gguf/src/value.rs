@@ -112,6 +112,7 @@ impl<S: AsRef<[u8]>> FromIterator<S> for ByteStrings {
 
 impl Value {
     /// The number of the type in a file.
+    #[cfg(unix)]
     pub(crate) fn type_number(&self) -> u32 {
         match self {
             Value::U8(_) => 0,
@@ -167,6 +168,7 @@ impl Value {
 
 impl Array {
     /// The number of the elements' type in a file.
+    #[cfg(unix)]
     pub(crate) fn element_type_number(&self) -> u32 {
         match self {
             Array::U8(_) => 0,

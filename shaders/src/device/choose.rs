@@ -13,7 +13,10 @@ const WORKGROUP_BYTES: u32 = 16 << 10;
 /// All adapters that the options' interface reaches, the fastest kind first.
 pub(super) async fn all(options: &DeviceOptions) -> Vec<wgpu::Adapter> {
     let backends = match options.backend {
-        Backend::Any => wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12,
+        Backend::Any => {
+            let native = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+            native | wgpu::Backends::BROWSER_WEBGPU
+        }
         Backend::Vulkan => wgpu::Backends::VULKAN,
         Backend::Metal => wgpu::Backends::METAL,
         Backend::Dx12 => wgpu::Backends::DX12,
@@ -24,7 +27,7 @@ pub(super) async fn all(options: &DeviceOptions) -> Vec<wgpu::Adapter> {
         flags: wgpu::InstanceFlags::empty(),
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
-    let mut adapters = instance.enumerate_adapters(backends).await;
+    let mut adapters = candidates(&instance, backends).await;
     // The sort is stable: among adapters of one kind, the system's first comes first.
     adapters.sort_by_key(|adapter| rank(&adapter.get_info()));
     adapters
@@ -42,6 +45,32 @@ pub(super) async fn adapter(options: &DeviceOptions) -> Result<wgpu::Adapter, De
                 refusals.into_iter().map(|(name, why)| format!("{name}: {}", why.unwrap_or_default()));
             Err(DeviceError::NoAdapter { wanted: wanted(options), found: found.collect() })
         }
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+async fn candidates(instance: &wgpu::Instance, backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
+    instance.enumerate_adapters(backends).await
+}
+
+/// A browser shows one adapter at most, and chooses it by what it is wanted for.
+#[cfg(target_arch = "wasm32")]
+async fn candidates(instance: &wgpu::Instance, _: wgpu::Backends) -> Vec<wgpu::Adapter> {
+    let power_preference = wgpu::PowerPreference::HighPerformance;
+    let options = wgpu::RequestAdapterOptions { power_preference, ..Default::default() };
+    instance.request_adapter(&options).await.into_iter().collect()
+}
+
+/// What a device is asked for: of all that is counted WebGPU's default, which any browser has and our kernels
+/// keep to, and of memory as much as the adapter gives.
+pub(super) fn limits(adapter: &wgpu::Limits) -> wgpu::Limits {
+    wgpu::Limits {
+        max_buffer_size: adapter.max_buffer_size,
+        max_storage_buffer_binding_size: adapter.max_storage_buffer_binding_size,
+        max_texture_dimension_2d: adapter.max_texture_dimension_2d,
+        max_compute_workgroup_storage_size: adapter.max_compute_workgroup_storage_size,
+        // Other devices than browsers' may have less of what no kernel uses.
+        ..wgpu::Limits::default().or_worse_values_from(adapter)
     }
 }
 
@@ -108,5 +137,28 @@ fn wanted(options: &DeviceOptions) -> String {
         (Backend::Any, name) => format!("an adapter named {name:?}"),
         (backend, "") => format!("any adapter on {backend:?}"),
         (backend, name) => format!("an adapter named {name:?} on {backend:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_asked_for_than_there_is() {
+        let small = wgpu::Limits::downlevel_defaults();
+        assert!(limits(&small).check_limits(&small));
+        let large = wgpu::Limits {
+            max_buffer_size: 1 << 40,
+            max_storage_buffer_binding_size: 1 << 31,
+            max_storage_buffers_per_shader_stage: 1000,
+            max_bind_groups: 32,
+            ..wgpu::Limits::default()
+        };
+        let asked = limits(&large);
+        assert_eq!(asked.max_buffer_size, 1 << 40);
+        assert_eq!(asked.max_storage_buffer_binding_size, 1 << 31);
+        assert_eq!(asked.max_storage_buffers_per_shader_stage, STORAGE_BUFFERS);
+        assert_eq!(asked.max_bind_groups, wgpu::Limits::default().max_bind_groups);
     }
 }

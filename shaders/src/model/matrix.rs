@@ -92,23 +92,23 @@ impl<'a> Uploads<'a> {
     }
 
     /// Bytes on the device, once all of them are there.
-    pub(super) fn finish(&mut self) -> Result<u64, ModelError> {
-        self.flush()?;
+    pub(super) async fn finish(&mut self) -> Result<u64, ModelError> {
+        self.flush().await?;
         Ok(self.device_bytes)
     }
 
     /// A vector of f32.
-    pub(super) fn vector(&mut self, name: &str) -> Result<Buffer, ModelError> {
+    pub(super) async fn vector(&mut self, name: &str) -> Result<Buffer, ModelError> {
         let tensor = self.gguf.require_tensor(name)?;
         let bytes = self.gguf.read_tensor(tensor)?;
         self.has_read(bytes.len() as u64)?;
         let buffer = self.buffer(name, bytes.len() as u64)?;
-        self.write(&buffer, &bytes)?;
+        self.write(&buffer, &bytes).await?;
         Ok(buffer)
     }
 
     /// The biases of matrices that are stored as one; zeros for one that has none.
-    pub(super) fn biases(&mut self, names: &[String]) -> Result<Buffer, ModelError> {
+    pub(super) async fn biases(&mut self, names: &[String]) -> Result<Buffer, ModelError> {
         let mut bytes = Vec::new();
         for name in names {
             match self.gguf.tensor(&format!("{name}.bias")) {
@@ -121,12 +121,12 @@ impl<'a> Uploads<'a> {
         }
         self.has_read(bytes.len() as u64)?;
         let buffer = self.buffer(&format!("{}.bias", names[0]), bytes.len() as u64)?;
-        self.write(&buffer, &bytes)?;
+        self.write(&buffer, &bytes).await?;
         Ok(buffer)
     }
 
     /// Tensors of one type and width as one matrix, the rows of one after those of the other.
-    pub(super) fn matrix(&mut self, names: &[&str]) -> Result<Matrix, ModelError> {
+    pub(super) async fn matrix(&mut self, names: &[&str]) -> Result<Matrix, ModelError> {
         let mut tensors = Vec::new();
         for name in names {
             tensors.push(self.gguf.require_tensor(name)?);
@@ -140,7 +140,7 @@ impl<'a> Uploads<'a> {
         let shards = self.shards(names[0], format, num_groups, num_rows, in_texels)?;
         let mut first_row = 0;
         for tensor in tensors {
-            self.upload(tensor, format, first_row, &shards)?;
+            self.upload(tensor, format, first_row, &shards).await?;
             first_row += rows_of(tensor);
         }
         Ok(Matrix { format, num_groups: num_groups as u32, in_texels, shards })
@@ -198,7 +198,7 @@ impl<'a> Uploads<'a> {
     }
 
     /// A tensor's rows into parts of a matrix, from `first_row` on, which begins a panel.
-    fn upload(
+    async fn upload(
         &mut self,
         tensor: &TensorInfo,
         format: Format,
@@ -233,7 +233,7 @@ impl<'a> Uploads<'a> {
             ];
             for ((plane, content), words) in to.into_iter().zip(words) {
                 plane.write(self.device, panel, words, content);
-                self.has_sent(content.len() as u64 * 4)?;
+                self.has_sent(content.len() as u64 * 4).await?;
             }
             row += rows;
         }
@@ -246,19 +246,19 @@ impl<'a> Uploads<'a> {
         Ok(buffer)
     }
 
-    fn write(&mut self, buffer: &Buffer, bytes: &[u8]) -> Result<(), ModelError> {
+    async fn write(&mut self, buffer: &Buffer, bytes: &[u8]) -> Result<(), ModelError> {
         buffer.write(self.device, 0, bytes);
-        self.has_sent(bytes.len() as u64)
+        self.has_sent(bytes.len() as u64).await
     }
 
-    fn has_sent(&mut self, bytes: u64) -> Result<(), ModelError> {
+    async fn has_sent(&mut self, bytes: u64) -> Result<(), ModelError> {
         self.in_flight += bytes;
-        if self.in_flight > MAX_IN_FLIGHT { self.flush() } else { Ok(()) }
+        if self.in_flight > MAX_IN_FLIGHT { self.flush().await } else { Ok(()) }
     }
 
-    fn flush(&mut self) -> Result<(), ModelError> {
+    async fn flush(&mut self) -> Result<(), ModelError> {
         self.device.queue.submit([]);
-        self.device.wait()?;
+        self.device.wait_async().await?;
         self.in_flight = 0;
         Ok(())
     }

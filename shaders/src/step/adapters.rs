@@ -97,7 +97,7 @@ impl Adapters {
         true
     }
 
-    pub fn load(
+    pub async fn load(
         &mut self,
         device: &Device,
         adapter_id: u32,
@@ -110,7 +110,7 @@ impl Adapters {
         }
         self.write_table(device);
         // What was written is copied by now; a device that failed at it has not loaded anything.
-        let written = device.wait();
+        let written = device.wait_async().await;
         if written.is_err() {
             self.unload(device, adapter_id)?;
         }

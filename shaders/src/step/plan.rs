@@ -12,12 +12,12 @@ use super::layout::{Batch, Layout, ROW_WORDS};
 use super::product::{ADD_TO_OUT, Product};
 use super::{RunnerError, StepLimits};
 use crate::buffers::{Buffer, Use};
+use crate::clock::Clock;
 use crate::device::Device;
 use crate::error::DeviceError;
 use crate::kernels::{Kernel, Text};
 use crate::model::{Model, ModelShape};
 use crate::pages::PAGE_TOKENS;
-use crate::timing::Clock;
 
 /// Buffers of a runner.
 #[derive(Debug)]

@@ -10,11 +10,22 @@ struct Cut {
 
 const KEEP_ALL: Cut = Cut(0u, 0u, 0.0);
 
-// Set by the entry point, alike in all threads.
+// What decides over loops and branches with barriers in them. It is handed on rather than private, because
+// browsers refuse a text unless they see that all threads go the same way, and take no private variable to be
+// the same in all threads.
+struct Wish {
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    scale: f32,
+    peak_key: u32,
+    peak: f32,
+}
+
+// Set by the entry point, alike in all threads but for the first.
 var<private> local: u32;
 var<private> row_idx: u32;
 var<private> row: SampleRow;
-var<private> peak_key: u32;
 var<private> peak: f32;
 // Blocks that may hold tokens that are kept, and whether those are simply all.
 var<private> num_hot: u32;
@@ -41,18 +52,18 @@ fn weight_of(key: u32) -> f32 {
 
 // The logit at which a weight of 2^-bits is certainly passed, as a key. One key lower than
 // computed, and by a hundredth of a bit, so that rounding loses no token.
-fn floor_at(bits: f32) -> u32 {
-    if row.scale < 1e-30 {
+fn floor_at(bits: f32, wish: Wish) -> u32 {
+    if wish.scale < 1e-30 {
         return 1u;
     }
-    let logit = max(peak - (bits + 0.01) / row.scale, -3.4028234e38);
+    let logit = max(wish.peak - (bits + 0.01) / wish.scale, -3.4028234e38);
     return max(logit_key(bitcast<u32>(logit)), 2u) - 1u;
 }
 
 // The peak of the block that is in `place` when blocks are ordered by their peaks.
-fn floor_of_place(place: u32) -> u32 {
+fn floor_of_place(place: u32, wish: Wish) -> u32 {
     var low = 1u;
-    var high = peak_key;
+    var high = wish.peak_key;
     while low < high {
         let middle = high - (high - low) / 2u;
         var count = vec4<f32>();
@@ -139,11 +150,11 @@ fn tally(key: u32) -> Tally {
     return Tally(all.x, all.y, all.z, all.w);
 }
 
-// The largest key in low..=peak_key that `goal` tokens reach, or tokens of that mass; `low` when there is
+// The largest key from `from_key` to the peak's that `goal` tokens reach, or tokens of that mass; `from_key` when there is
 // none. Three keys are tried at once: a round's cost is its reads and its barriers.
-fn bisect(from_key: u32, goal: f32, by_mass: bool) -> u32 {
+fn bisect(from_key: u32, goal: f32, by_mass: bool, wish: Wish) -> u32 {
     var low = from_key;
-    var high = peak_key;
+    var high = wish.peak_key;
     while low < high {
         let part = (high - low) / 4u + 1u;
         let keys = min(vec3<u32>(low) + vec3<u32>(1u, 2u, 3u) * part, vec3<u32>(high));
@@ -165,7 +176,7 @@ fn bisect(from_key: u32, goal: f32, by_mass: bool) -> u32 {
 
 // Cuts the hot blocks' tokens by count, and what is left by mass. `whole_mass` is that of all tokens,
 // where no count is limited.
-fn cut_hot(floor: u32, limits_count: bool, limits_mass: bool, whole_mass: f32) -> Cut {
+fn cut_hot(floor: u32, limits_count: bool, limits_mass: bool, whole_mass: f32, wish: Wish) -> Cut {
     var cut = KEEP_ALL;
     var mass = whole_mass;
     // One loop rather than two calls: compilers would make two copies of all of this.
@@ -174,11 +185,11 @@ fn cut_hot(floor: u32, limits_count: bool, limits_mass: bool, whole_mass: f32) -
         if !select(limits_count, limits_mass, by_mass) {
             continue;
         }
-        let goal = select(f32(row.top_k), row.top_p * mass, by_mass);
-        let key = bisect(max(cut.key + 1u, floor), goal, by_mass);
+        let goal = select(f32(wish.top_k), wish.top_p * mass, by_mass);
+        let key = bisect(max(cut.key + 1u, floor), goal, by_mass, wish);
         let found = tally(key);
         let above = select(found.count_above, found.mass_above, by_mass);
-        let each = weight_of(key);
+        let each = weight(key, wish.peak, wish.scale);
         if select(found.count_above + found.num_ties, found.mass, by_mass) >= goal {
             let missing = ceil((goal - above) / select(1.0, each, by_mass));
             cut = Cut(key, u32(clamp(missing, 1.0, found.num_ties)), found.mass_above);
@@ -186,9 +197,9 @@ fn cut_hot(floor: u32, limits_count: bool, limits_mass: bool, whole_mass: f32) -
         } else if !by_mass {
             // There are fewer tokens than that.
             mass = found.mass;
-        } else if cut.key > 0u && weight_of(cut.key) > 0.0 {
+        } else if cut.key > 0u && weight(cut.key, wish.peak, wish.scale) > 0.0 {
             // The border lies among the ties of the cut that there is.
-            let missing = ceil((goal - cut.mass_above) / weight_of(cut.key));
+            let missing = ceil((goal - cut.mass_above) / weight(cut.key, wish.peak, wish.scale));
             cut.num_ties = u32(clamp(missing, 1.0, f32(cut.num_ties)));
         }
     }
