@@ -2,7 +2,7 @@
 //! device. See `sampling.rs` for how it is done.
 
 use super::RunnerError;
-use super::dispatch::{Grid, Op, When};
+use super::dispatch::{Grid, Op};
 use super::layout::Batch;
 use crate::buffers::{Buffer, Use};
 use crate::device::Device;
