@@ -235,8 +235,7 @@ fn cooperative_matrices_come_near() {
 
 #[test]
 fn rows_become_halves_and_a_power() {
-    let mut rows =
-        vec![common::floats(6, 300), vec![0.0; 300], common::floats(7, 300), common::floats(8, 300)];
+    let mut rows = [common::floats(6, 300), vec![0.0; 300], common::floats(7, 300), common::floats(8, 300)];
     rows[2].iter_mut().for_each(|value| *value *= 3e7);
     rows[3].iter_mut().for_each(|value| *value *= 2e-9);
     rows[3][7] = -1024.0;
