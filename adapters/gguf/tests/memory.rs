@@ -10,19 +10,19 @@ const NAME: &str = "bytes of a page";
 
 /// A whole file: two tensors that hold 0, 1, 2 and so on.
 fn sample() -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("the sample is sound");
     let path = folder.path().join("sample.gguf");
     let mut writer = GgufWriter::new();
-    writer.set("general.architecture", "qwen2").unwrap();
+    writer.set("general.architecture", "qwen2").expect("the sample is sound");
     // More than is read ahead at a time.
-    writer.set("long", Value::String(vec![7; 1 << 19])).unwrap();
-    writer.tensor("first", &[40], TensorType::F32).unwrap();
-    writer.tensor("second", &[32], TensorType::F32).unwrap();
-    let mut stream = writer.create(&path).unwrap();
-    stream.write("first", |out| out.write_all(&(0..160).collect::<Vec<u8>>())).unwrap();
-    stream.write("second", |out| out.write_all(&(0..128).collect::<Vec<u8>>())).unwrap();
-    stream.finish().unwrap();
-    std::fs::read(&path).unwrap()
+    writer.set("long", Value::String(vec![7; 1 << 19])).expect("the sample is sound");
+    writer.tensor("first", &[40], TensorType::F32).expect("the sample is sound");
+    writer.tensor("second", &[32], TensorType::F32).expect("the sample is sound");
+    let mut stream = writer.create(&path).expect("the sample is sound");
+    stream.write("first", |out| out.write_all(&(0..160).collect::<Vec<u8>>())).expect("the sample is sound");
+    stream.write("second", |out| out.write_all(&(0..128).collect::<Vec<u8>>())).expect("the sample is sound");
+    stream.finish().expect("the sample is sound");
+    std::fs::read(&path).expect("the sample is sound")
 }
 
 /// A source that claims a size, and has these bytes.
@@ -47,7 +47,7 @@ impl ReadAt for Stuttering {
     }
 
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut stutters = self.1.lock().unwrap();
+        let mut stutters = self.1.lock().expect("the sample is sound");
         *stutters = !*stutters;
         if *stutters {
             return Err(ErrorKind::Interrupted.into());
@@ -73,14 +73,14 @@ impl ReadAt for Broken {
 #[track_caller]
 fn check_whole(gguf: &Gguf) {
     assert_eq!(gguf.path(), Path::new(NAME));
-    assert_eq!(gguf.architecture().unwrap(), "qwen2");
+    assert_eq!(gguf.architecture().expect("the sample is sound"), "qwen2");
     assert_eq!(gguf.get("long"), Some(&Value::String(vec![7; 1 << 19])));
-    let second = gguf.require_tensor("second").unwrap();
-    assert_eq!(gguf.read_tensor(second).unwrap(), (0..128).collect::<Vec<u8>>());
+    let second = gguf.require_tensor("second").expect("the sample is sound");
+    assert_eq!(gguf.read_tensor(second).expect("the sample is sound"), (0..128).collect::<Vec<u8>>());
     let mut part = [0; 3];
-    gguf.read_tensor_part(second, 125, &mut part).unwrap();
+    gguf.read_tensor_part(second, 125, &mut part).expect("the sample is sound");
     assert_eq!(part, [125, 126, 127]);
-    let beyond = gguf.read_tensor_part(second, 126, &mut part).unwrap_err();
+    let beyond = gguf.read_tensor_part(second, 126, &mut part).expect_err("it is refused");
     assert!(matches!(&beyond.problem, Problem::Io(error) if error.kind() == ErrorKind::InvalidInput));
 }
 
