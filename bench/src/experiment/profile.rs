@@ -1,5 +1,5 @@
-//! `profile`: prefill by length and decode by batch size against what the machine can do, a trace of steps, memory
-//! and quality.
+//! `profile`: prefill by length and decode by batch size against what the machine can do, a trace of steps and of
+//! single operations, memory and quality.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,8 +10,9 @@ use quern_gguf::Gguf;
 use super::About;
 use super::by_length::{self, Warm};
 use super::chart::Panel;
-use super::lab::Lab;
+use super::lab::{Lab, Stopped};
 use super::load::{Ask, decode_rate};
+use super::operations;
 use super::quality::{self, ACCURACY, MACRO_F1, NUM_ROWS};
 use super::section::Findings;
 use super::sheet::{Column, Sheet, more, told};
@@ -20,6 +21,7 @@ use super::steps;
 use super::texts;
 use crate::ceilings::Ceilings;
 use crate::gpu::Gpu;
+use crate::node::NodeSettings;
 
 /// See the module's text.
 pub(super) const ABOUT: About = About {
@@ -132,7 +134,7 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
         (given, _) => given.to_vec(),
     };
     anyhow::ensure!(!batches.contains(&0), "--batches: every batch must have a sequence");
-    lab.expect_steps(1 + 2 * lab.wish.rounds);
+    lab.expect_steps(2 + 2 * lab.wish.rounds);
     lab.say("what the machine can do");
     let ceilings = Ceilings::measure(lab.wish.threads, CEILING_TIME);
     let weights = Weights::read(&lab.wish.model)?;
@@ -143,7 +145,8 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
         .iter()
         .fold(by_length::settings(lab, &lengths), |settings, (switch, value)| settings.with(switch, value));
     let largest = batches.iter().max().copied().unwrap_or(1);
-    let warm = Warm::start(lab, &settings.with("--max-running", largest.max(64)))?;
+    let settings = settings.with("--max-running", largest.max(64));
+    let warm = Warm::start(lab, &settings)?;
     let served = &warm.served;
     let phases = [(PREFILL_OF.to_owned(), true), (DECODE_OF.to_owned(), false)];
     lab.rounds(&mut sheet, &phases, |sheet, (name, &is_prefill), round| {
@@ -189,6 +192,8 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
         Ok(())
     })?;
     let steps = steps::read(&served.node.log()?);
+    // Two models at once may be more than there is memory for.
+    drop(warm);
     let panels = vec![
         Panel::Lines(PREFILL.id),
         Panel::Lines(DECODE_ALL.id),
@@ -198,9 +203,35 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
     let mut findings = Findings::new(sheet, panels);
     describe(lab, &mut findings, ceilings, steps.len());
     findings.told.extend(verdicts(&findings.sheet));
-    findings.files.push(("trace.json", steps::trace(&steps)));
+    let events = tell_operations(lab, &settings, &mut findings)?;
+    findings.files.push(("trace.json", steps::trace(&steps, events)));
     findings.files.push(("steps.csv", steps::table(&steps)));
     Ok(findings)
+}
+
+/// Tells what single operations take, or why that is not known, and gives their part of the trace.
+///
+/// # Errors
+/// Only [`Stopped`].
+fn tell_operations(
+    lab: &Lab,
+    settings: &NodeSettings,
+    findings: &mut Findings,
+) -> anyhow::Result<Vec<serde_json::Value>> {
+    lab.say("single operations");
+    let measured = operations::measure(lab, settings);
+    lab.advance();
+    match measured {
+        Err(error) if error.is::<Stopped>() => Err(error),
+        Err(error) => {
+            findings.not_measured.push(format!("Single operations inside a step: {error:#}"));
+            Ok(Vec::new())
+        }
+        Ok(operations) => {
+            operations.tell(findings);
+            Ok(operations.events)
+        }
+    }
 }
 
 /// Which ceiling each phase is nearer to.
@@ -240,7 +271,6 @@ fn describe(lab: &Lab, findings: &mut Findings, ceilings: Ceilings, num_steps: u
              `quern policy fit`."
         ),
     ];
-    findings.not_measured = vec!["Single operations inside a step: the node logs steps.".to_owned()];
     if Gpu::read().is_some() {
         findings.not_measured.push(
             "The GPU's own ceilings: the shares are of the processor's, and mean nothing for layers on the GPU.".to_owned(),
