@@ -31,6 +31,7 @@ use summary::Summary;
 
 /// `quern profile`.
 #[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
 pub struct ProfileArgs {
     /// The file to write: a trace in Chrome's format, which ui.perfetto.dev shows.
     #[arg(long, short, value_name = "FILE")]
@@ -48,6 +49,11 @@ pub struct ProfileArgs {
     #[command(flatten)]
     pub settings: SettingsArgs,
 }
+
+const AFTER_HELP: &str = "Each operation is computed alone: what is fused comes apart, nothing overlaps, and each \
+    pays for starting and resting threads. Read shares, not speeds; the same work is also done as a node does it, and \
+    the summary says how long both took. Settings of a node that computing does not need are accepted and make no \
+    difference.";
 
 /// Why there is no profile.
 #[derive(Debug, thiserror::Error)]

@@ -209,13 +209,17 @@ impl Operations {
         ));
         for name in PHASES {
             let phase = self.phase(name);
-            let [before, after] = phase.untimed_ms.map(number);
+            let [before, after] = phase.untimed_ms;
+            let cost_us =
+                (phase.timed_ms - f64::midpoint(before, after)) * 1e3 / phase.num_operations.max(1) as f64;
             findings.told.push(format!(
-                "{name}, {} operations one at a time: {} ms, of which {} ms in operations; without timing them {before} ms \
-                 before and {after} ms after.",
+                "{name}, {} operations one at a time: {} ms, of which {} ms in operations; without timing them {} ms \
+                 before and {} ms after, so that timing cost {cost_us:.1} µs an operation.",
                 phase.num_operations,
                 number(phase.timed_ms),
-                number(phase.operations_ms)
+                number(phase.operations_ms),
+                number(before),
+                number(after)
             ));
         }
     }

@@ -178,10 +178,12 @@ impl fmt::Display for Summary {
 impl fmt::Display for PhaseSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [before, after] = self.untimed_ms;
+        let cost_us =
+            (self.timed_ms - f64::midpoint(before, after)) * 1e3 / self.num_operations.max(1) as f64;
         writeln!(
             f,
             "{}: {} tokens in {} steps; {:.2} ms with {} operations one at a time, {before:.2} and {after:.2} ms without \
-             ({:+.1} %)",
+             ({:+.1} %, {cost_us:.1} µs an operation)",
             self.phase,
             self.num_rows,
             self.num_steps,
@@ -279,7 +281,7 @@ pub(super) mod tests {
     fn people_read_the_same() {
         let text = PhaseSummary::new(&sample(Instant::now())).to_string();
         assert!(
-            text.contains("10.00 ms with 3 operations one at a time, 7.00 and 9.00 ms without (+25.0 %)"),
+            text.contains("10.00 ms with 3 operations one at a time, 7.00 and 9.00 ms without (+25.0 %, 666.7 µs an operation)"),
             "{text}"
         );
         assert!(
