@@ -127,7 +127,7 @@ struct Sum<'a> {
 fn kinds(operations: &[Operation], all: Duration) -> Vec<Kind> {
     let mut sums: BTreeMap<(&str, Option<&str>), Sum<'_>> = BTreeMap::new();
     for operation in operations {
-        let sum = sums.entry((&operation.op, operation.part())).or_default();
+        let sum = sums.entry((operation.op.as_str(), operation.part())).or_default();
         sum.count += 1;
         sum.took += operation.took();
         sum.flop += operation.flop.unwrap_or(0);
