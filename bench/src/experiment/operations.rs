@@ -44,7 +44,6 @@ pub struct Operations {
 /// Unknown fields are passed over: a later version may say more.
 #[derive(Debug, Deserialize)]
 struct Summary {
-    layout: u32,
     prefill_tokens: u32,
     decode_steps: u32,
     llama_cpp_version: String,

@@ -75,7 +75,7 @@ fn named<'a>(what: &str, track: u32, name: &'a str) -> Event<'a> {
     Event { name: what.to_owned(), ph: "M", pid: PROCESS, tid: track, cat: None, ts: None, dur: None, args }
 }
 
-fn slice(name: String, track: u32, cat: &'static str, times: [f64; 2], args: Details<'_>) -> Event<'_> {
+fn slice<'a>(name: String, track: u32, cat: &'static str, times: [f64; 2], args: Details<'a>) -> Event<'a> {
     let [began, ended] = times;
     let (ts, dur) = (Some(began), Some(ended - began));
     Event { name, ph: "X", pid: PROCESS, tid: track, cat: Some(cat), ts, dur, args }
