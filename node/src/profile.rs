@@ -52,7 +52,8 @@ pub struct ProfileArgs {
 
 const AFTER_HELP: &str = "Each operation is computed alone: what is fused comes apart, nothing overlaps, and each \
     pays for starting and resting threads. Read shares, not speeds; the same work is also done as a node does it, and \
-    the summary says how long both took. Settings of a node that computing does not need are accepted and make no \
+    the summary says how long both took; where it took longer before than behind, or shorter, the machine had other \
+    work: profile again. Settings of a node that computing does not need are accepted and make no \
     difference.";
 
 /// Why there is no profile.

@@ -30,6 +30,10 @@ const MAX_KINDS: usize = 1000;
 const MAX_EVENTS: usize = 1_000_000;
 /// Bars of the plot; the last one stands for all that have none.
 const NUM_BARS: usize = 10;
+/// The same work may take so much longer in one turn than in the other.
+const STEADY: f64 = 1.3;
+const UNSTEADY: &str = " These differ: the machine had other work meanwhile, and operations that wait for all threads \
+    look longer than they are. Profile again.";
 /// In the order of the table.
 const PHASES: [&str; 2] = ["prefill", "decode"];
 
@@ -213,12 +217,13 @@ impl Operations {
                 (phase.timed_ms - f64::midpoint(before, after)) * 1e3 / phase.num_operations.max(1) as f64;
             findings.told.push(format!(
                 "{name}, {} operations one at a time: {} ms, of which {} ms in operations; without timing them {} ms \
-                 before and {} ms after, so that timing cost {cost_us:.1} µs an operation.",
+                 before and {} ms after, so that timing cost {cost_us:.1} µs an operation.{}",
                 phase.num_operations,
                 number(phase.timed_ms),
                 number(phase.operations_ms),
                 number(before),
-                number(after)
+                number(after),
+                if before.max(after) > STEADY * before.min(after) { UNSTEADY } else { "" }
             ));
         }
     }

@@ -76,6 +76,20 @@ fn the_section_has_shares_of_both_phases() {
 }
 
 #[test]
+fn a_machine_with_other_work_is_told() {
+    let told = |untimed: Value| {
+        let mut summary = summary();
+        summary["phases"][1]["untimed_ms"] = untimed;
+        let mut findings = Findings::new(Sheet::new(None, &[]), Vec::new());
+        taken(&summary.to_string(), &trace().to_string()).unwrap().tell(&mut findings);
+        findings.told.iter().map(|line| line.contains("had other work")).collect::<Vec<_>>()
+    };
+    assert_eq!(told(json!([9.0, 9.5])), [false, false]);
+    assert_eq!(told(json!([9.0, 19.5])), [false, true]);
+    assert_eq!(told(json!([19.5, 9.0])), [false, true]);
+}
+
+#[test]
 fn small_shares_have_one_bar_together() {
     let mut summary = summary();
     let kinds: Vec<Value> = (0..16).map(|idx| kind(&format!("OP_{idx}"), None, 1.0 / 16.0)).collect();
