@@ -17,6 +17,7 @@ mod lab;
 mod load;
 mod lora;
 mod model_files;
+mod operations;
 mod policies;
 mod profile;
 mod pruning;
@@ -49,7 +50,7 @@ pub struct ExperimentArgs {
 /// The experiments with their flags.
 #[derive(Debug, Subcommand)]
 pub enum Experiment {
-    /// Prefill and decode against what the machine can do, a trace of steps, memory and quality.
+    /// Prefill and decode against what the machine can do, a trace of steps and operations, memory and quality.
     Profile(Asked<profile::ProfileArgs>),
     /// Static batches, batches with a wait window, and continuous batching under the same arrivals.
     Batching(Asked<batching::BatchingArgs>),

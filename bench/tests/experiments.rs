@@ -103,8 +103,13 @@ fn an_experiment_that_cannot_begin_leaves_nothing() {
 
 /// Makes an experiment on nodes of the tiny model, and checks that its files have what they must.
 fn check(words: &[&str], settings: &[&str], figures: &[&str]) {
-    let Some(program) = built() else { return };
-    let bench = Bench::new(Some(program), "");
+    if let Some(program) = built() {
+        checked(Bench::new(Some(program), ""), words, settings, figures);
+    }
+}
+
+/// The same with this program; gives what was left for more checks.
+fn checked(bench: Bench, words: &[&str], settings: &[&str], figures: &[&str]) -> (Bench, Left) {
     let mut all = words.to_vec();
     all.extend(["--quick", "--rounds", "2"]);
     let left = bench.make(&all).unwrap_or_else(|error| panic!("{error}"));
@@ -126,6 +131,7 @@ fn check(words: &[&str], settings: &[&str], figures: &[&str]) {
     assert!(left.markdown.contains("Machine: ") && left.markdown.contains("## Figures"));
     let name = words[0];
     assert_eq!(bench.left(), [name], "scratch files are gone");
+    (bench, left)
 }
 
 #[test]
@@ -174,10 +180,46 @@ fn attention_on_nodes() {
     );
 }
 
+/// Makes a profile with this program; gives the section, and the categories and processes of the trace's slices.
+fn profiled(bench: Bench) -> (String, Vec<(Option<String>, i64)>) {
+    let words = ["profile", "--lengths", "64", "--batches", "1,2"];
+    let settings = ["prefill, by tokens", "decode, by sequences"];
+    let (_bench, left) = checked(bench, &words, &settings, &["flop_share_percent", "num_rows"]);
+    let trace = std::fs::read_to_string(left.folder.join("trace.json")).unwrap();
+    let trace: serde_json::Value = serde_json::from_str(&trace).unwrap();
+    let slices = trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "X");
+    let kind = |event: &serde_json::Value| {
+        (event["cat"].as_str().map(str::to_owned), event["pid"].as_i64().unwrap())
+    };
+    let mut kinds: Vec<_> = slices.map(kind).collect();
+    kinds.sort();
+    kinds.dedup();
+    (left.markdown, kinds)
+}
+
 #[test]
 fn a_profile_of_nodes() {
-    let words = ["profile", "--lengths", "64", "--batches", "1,2"];
-    check(&words, &["prefill, by tokens", "decode, by sequences"], &["flop_share_percent", "num_rows"]);
+    let Some(program) = built() else { return };
+    let (section, kinds) = profiled(Bench::new(Some(program), ""));
+    let expected = [(None, 1), (Some("operation".to_owned()), 2), (Some("step".to_owned()), 2)];
+    assert_eq!(kinds, expected, "the node's steps, and operations in steps of another process");
+    for part in ["## Operations", "| MUL_MAT ffn_down |", "| MUL_MAT head |", "`operations.csv`"] {
+        assert!(section.contains(part), "{part} is not in\n{section}");
+    }
+    assert!(!section.contains("Single operations inside a step"), "{section}");
+}
+
+#[test]
+fn a_profile_of_nodes_that_time_no_operations() {
+    let Some(program) = built() else { return };
+    let told = "[ \"$1\" != profile ] || { echo no such command >&2; exit 64; }";
+    let script = format!("{told}\nexec '{}' \"$@\"\n", program.display());
+    let (section, kinds) = profiled(Bench::new(None, &script));
+    assert_eq!(kinds, [(None, 1)]);
+    assert!(!section.contains("## Operations"), "{section}");
+    let (_, gaps) = section.split_once("## Not measured").unwrap();
+    assert!(gaps.contains("- Single operations inside a step: quern profile: "), "{gaps}");
+    assert!(gaps.contains("no such command"), "{gaps}");
 }
 
 #[test]

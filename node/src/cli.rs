@@ -37,6 +37,8 @@ pub enum Command {
     Eval(Box<crate::eval::EvalArgs>),
     /// Measure what of a model matters on a text, for quantising it well.
     Importance(crate::eval::ImportanceArgs),
+    /// Time each operation of a prefill and of decode steps, for Perfetto.
+    Profile(Box<crate::profile::ProfileArgs>),
     /// Print the resolved configuration and check files, model and ports, without serving.
     Check(Box<ServeArgs>),
 }
@@ -62,9 +64,6 @@ pub enum PolicyCommand {
 /// `quern serve` and `quern check`.
 #[derive(Debug, Default, Args)]
 pub struct ServeArgs {
-    /// Read settings from this TOML file; flags and QUERN_SECTION__KEY variables go before it.
-    #[arg(long, value_name = "FILE", env = "QUERN_CONFIG")]
-    pub config: Option<PathBuf>,
     /// Print the resolved configuration as TOML, and do nothing else.
     #[arg(long)]
     pub print_config: bool,
@@ -77,6 +76,17 @@ pub struct ServeArgs {
     /// A policy to run: a component, or a core module of the SDK. Loaded again when it changes.
     #[arg(long, value_name = "PATH")]
     pub policy: Vec<PathBuf>,
+    /// All other settings.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+}
+
+/// Settings of a node, for whatever computes as one.
+#[derive(Debug, Default, Args)]
+pub struct SettingsArgs {
+    /// Read settings from this TOML file; flags and QUERN_SECTION__KEY variables go before it.
+    #[arg(long, value_name = "FILE", env = "QUERN_CONFIG")]
+    pub config: Option<PathBuf>,
     /// Set any key of the configuration, such as http.max_connections=100.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -189,6 +199,16 @@ impl ServeArgs {
             layers.adapter(name.trim(), Path::new(path.trim()));
         }
         self.policy.iter().for_each(|file| layers.policy(file));
+        self.settings.apply(layers)
+    }
+}
+
+impl SettingsArgs {
+    /// Hands all flags to the configuration, above what is there.
+    ///
+    /// # Errors
+    /// [`UsageError`] for the first that cannot be read.
+    pub fn apply(&self, layers: &mut Layers) -> Result<(), UsageError> {
         for pair in &self.set {
             let (key, value) = pair.split_once('=').ok_or_else(|| UsageError::Set(pair.clone()))?;
             layers.flag("--set", key.trim(), value.trim());

@@ -4,7 +4,7 @@
 //! Start with [`app`], which builds a node from a configuration and runs it.
 //! Only [`http`] knows hyper, JSON and status codes; [`serving`] lies between an
 //! endpoint and the scheduler. [`record`] is a client of a node, and no part of one;
-//! [`eval`] judges models offline.
+//! [`eval`] judges models and [`profile`] times their operations, both offline.
 #![deny(unsafe_code)]
 
 pub mod adapters;
@@ -16,6 +16,7 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod policies;
+pub mod profile;
 pub mod record;
 pub mod serving;
 pub mod workers;

@@ -11,9 +11,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use quern::app::{App, AppError, Ended, look_for_adapters, pull_missing};
-use quern::cli::{Cli, Command, PolicyCommand, PullArgs, ServeArgs};
+use quern::cli::{Cli, Command, PolicyCommand, PullArgs, ServeArgs, SettingsArgs, UsageError};
 use quern::config::{Config, EngineKind, Layers};
 use quern::eval::{EvalError, eval, importance, measure};
+use quern::profile::{ProfileArgs, ProfileError};
 use quern::record::record;
 use quern::{logging, metrics};
 use quern_adapters::cli as adapters;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Ok(Cli { command: Command::Prune(args) }) => return adapters::prune(&args, &Ggml),
         Ok(Cli { command: Command::Eval(args) }) => eval(&args).map_err(eval_failed),
         Ok(Cli { command: Command::Importance(args) }) => importance(&args).map_err(eval_failed),
+        Ok(Cli { command: Command::Profile(args) }) => profile(&args),
         // Help and version are answers; the rest are mistakes, which clap explains itself.
         Err(words) => words.print().map_err(failed).and(match words.use_stderr() {
             true => Err(Exit(USAGE, String::new())),
@@ -68,7 +70,7 @@ fn say(text: impl Display) -> Result<(), Exit> {
 }
 
 fn serve(args: &ServeArgs) -> Result<(), Exit> {
-    let config = configure(args)?;
+    let config = configure(&args.settings, |layers| args.apply(layers))?;
     if args.print_config {
         return say(config.to_toml().trim_end());
     }
@@ -101,7 +103,7 @@ fn serve(args: &ServeArgs) -> Result<(), Exit> {
 }
 
 fn check(args: &ServeArgs) -> Result<(), Exit> {
-    let config = configure(args)?;
+    let config = configure(&args.settings, |layers| args.apply(layers))?;
     say(config.to_toml().trim_end())?;
     if args.print_config {
         return Ok(());
@@ -179,10 +181,18 @@ fn quantize(args: &adapters::QuantizeArgs) -> ExitCode {
     })
 }
 
+fn profile(args: &ProfileArgs) -> Result<(), Exit> {
+    let config = configure(&args.settings, |layers| args.settings.apply(layers))?;
+    say(quern::profile::profile(args, &config).map_err(profile_failed)?)
+}
+
 /// File, environment and flags become one configuration, or all their mistakes.
-fn configure(args: &ServeArgs) -> Result<Config, Exit> {
+fn configure(
+    settings: &SettingsArgs,
+    flags: impl FnOnce(&mut Layers) -> Result<(), UsageError>,
+) -> Result<Config, Exit> {
     let mut layers = Layers::default();
-    if let Some(path) = &args.config {
+    if let Some(path) = &settings.config {
         let path_text = path.display().to_string();
         let text =
             std::fs::read_to_string(path).map_err(|e| Exit(USAGE, format!("--config {path_text}: {e}")))?;
@@ -192,7 +202,7 @@ fn configure(args: &ServeArgs) -> Result<Config, Exit> {
     let variables =
         std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     layers.variables(variables);
-    args.apply(&mut layers).map_err(usage)?;
+    flags(&mut layers).map_err(usage)?;
     layers.resolve().map_err(|errors| {
         let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
         Exit(USAGE, lines.join("\n"))
@@ -252,6 +262,10 @@ fn failed(error: impl std::fmt::Display) -> Exit {
 }
 
 fn app_failed(error: AppError) -> Exit {
+    Exit(if error.is_usage() { USAGE } else { FAILED }, error.to_string())
+}
+
+fn profile_failed(error: ProfileError) -> Exit {
     Exit(if error.is_usage() { USAGE } else { FAILED }, error.to_string())
 }
 

@@ -31,6 +31,17 @@ pub enum Panel {
     Points(&'static str, &'static str),
     /// When things began and ended, one line each.
     Spans(String, Vec<Span>),
+    /// Two bars a name, for what the two texts say.
+    Pairs(String, [&'static str; 2], Vec<Pair>),
+}
+
+/// Two values under one name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pair {
+    /// Stands above its bars.
+    pub name: String,
+    /// From 0 up; drawn in a colour each.
+    pub values: [f64; 2],
 }
 
 /// Something that took its time: it came, waited, was worked on, and ended. In seconds.
@@ -69,6 +80,7 @@ pub fn draw(path: &Path, title: &str, sheet: &Sheet, panels: &[Panel]) -> anyhow
             Panel::Bars(id, level) => draw_bars(area, sheet, id, *level)?,
             Panel::Points(right, up) => draw_points(area, sheet, right, up)?,
             Panel::Spans(name, spans) => draw_spans(area, name, spans)?,
+            Panel::Pairs(name, of, pairs) => draw_pairs(area, name, *of, pairs)?,
         }
     }
     root.present()?;
@@ -83,6 +95,7 @@ fn has_something(panel: &Panel, sheet: &Sheet) -> bool {
         }
         Panel::Points(right, up) => sheet.has_values(right) && sheet.has_values(up),
         Panel::Spans(_, spans) => !spans.is_empty(),
+        Panel::Pairs(_, _, pairs) => !pairs.is_empty(),
     }
 }
 
@@ -225,6 +238,32 @@ fn draw_spans(area: &Area<'_>, name: &str, spans: &[Span]) -> anyhow::Result<()>
     Ok(())
 }
 
+fn draw_pairs(area: &Area<'_>, name: &str, of: [&str; 2], pairs: &[Pair]) -> anyhow::Result<()> {
+    let most = pairs.iter().flat_map(|pair| pair.values).fold(f64::MIN_POSITIVE, f64::max);
+    let mut chart = ChartBuilder::on(area)
+        .caption(name, ("sans-serif", 15))
+        .margin(8)
+        .x_label_area_size(36)
+        .y_label_area_size(6)
+        .build_cartesian_2d(0.0..most * 1.05, 0.0..pairs.len() as f64)?;
+    let x_desc = format!("blue: {}, orange: {}", of[0], of[1]);
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_y_mesh().disable_y_axis().light_line_style(WHITE).x_labels(5).x_desc(x_desc).draw()?;
+    for (idx, pair) in pairs.iter().enumerate() {
+        // The first pair stands at the top.
+        let base = (pairs.len() - 1 - idx) as f64;
+        let bars = [(0.29, 0.52), (0.05, 0.28)].into_iter().zip(pair.values).zip(COLOURS);
+        chart.draw_series(bars.map(|(((from, to), value), colour)| {
+            Rectangle::new([(0.0, base + from), (value, base + to)], colour.mix(0.75).filled())
+        }))?;
+        let [first, second] = pair.values.map(number);
+        let style = ("sans-serif", 11).into_text_style(area).pos(Pos::new(HPos::Left, VPos::Bottom));
+        let text = format!("{}: {first}, {second}", pair.name);
+        chart.draw_series([Text::new(text, (most * 0.01, base + 0.55), style)])?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,9 +288,24 @@ mod tests {
             Panel::Bars("decode_tok_per_s", 64.0),
             Panel::Points("decode_tok_per_s", "decode_tok_per_s"),
             Panel::Spans("static".to_owned(), vec![span]),
+            Panel::Pairs(
+                "shares".to_owned(),
+                ["prefill", "decode"],
+                vec![Pair { name: "ROPE".to_owned(), values: [12.0, 0.0] }],
+            ),
         ]);
         let svg = svg.unwrap();
-        for text in ["A title", "decode tok/s", "length, tokens", "q8_0", "f16: 75", "f16 256", "static"] {
+        for text in [
+            "A title",
+            "decode tok/s",
+            "length, tokens",
+            "q8_0",
+            "f16: 75",
+            "f16 256",
+            "static",
+            "shares",
+            "ROPE: 12",
+        ] {
             assert!(svg.contains(text), "{text} is missing");
         }
     }
@@ -266,7 +320,14 @@ mod tests {
 
     #[test]
     fn panels_without_values_are_left_out() {
-        assert_eq!(drawn(&[Panel::Lines("file_mib"), Panel::Spans(String::new(), Vec::new())]), None);
+        assert_eq!(
+            drawn(&[
+                Panel::Lines("file_mib"),
+                Panel::Spans(String::new(), Vec::new()),
+                Panel::Pairs(String::new(), [""; 2], Vec::new()),
+            ]),
+            None
+        );
     }
 
     #[test]

@@ -1,10 +1,9 @@
-//! `profile`: prefill by length and decode by batch size against what the machine can do, a trace of steps, memory
-//! and quality.
-
-use std::path::Path;
-use std::time::Duration;
+//! `profile`: prefill by length and decode by batch size against what the machine can do, a trace of steps and of
+//! single operations, memory and quality.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
 
 use clap::Args;
 use quern_gguf::Gguf;
@@ -12,16 +11,18 @@ use quern_gguf::Gguf;
 use super::About;
 use super::by_length::{self, Warm};
 use super::chart::Panel;
-use super::lab::Lab;
+use super::lab::{Lab, Served, Stopped};
 use super::load::{Ask, decode_rate};
+use super::operations;
 use super::quality::{self, ACCURACY, MACRO_F1, NUM_ROWS};
 use super::section::Findings;
 use super::sheet::{Column, Sheet, more, told};
-use super::speed::{ANONYMOUS, PREFILL, PROMPT, RESIDENT, TTFT};
+use super::speed::{ANONYMOUS, Figures, PREFILL, PROMPT, RESIDENT, TTFT};
 use super::steps;
 use super::texts;
 use crate::ceilings::Ceilings;
 use crate::gpu::Gpu;
+use crate::node::NodeSettings;
 
 /// See the module's text.
 pub(super) const ABOUT: About = About {
@@ -134,7 +135,7 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
         (given, _) => given.to_vec(),
     };
     anyhow::ensure!(!batches.contains(&0), "--batches: every batch must have a sequence");
-    lab.expect_steps(1 + 2 * lab.wish.rounds);
+    lab.expect_steps(2 + 2 * lab.wish.rounds);
     lab.say("what the machine can do");
     let ceilings = Ceilings::measure(lab.wish.threads, CEILING_TIME);
     let weights = Weights::read(&lab.wish.model)?;
@@ -145,39 +146,27 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
         .iter()
         .fold(by_length::settings(lab, &lengths), |settings, (switch, value)| settings.with(switch, value));
     let largest = batches.iter().max().copied().unwrap_or(1);
-    let warm = Warm::start(lab, &settings.with("--max-running", largest.max(64)))?;
+    let settings = settings.with("--max-running", largest.max(64));
+    let warm = Warm::start(lab, &settings)?;
     let served = &warm.served;
     let mut missed = BTreeSet::new();
     let phases = [(PREFILL_OF.to_owned(), true), (DECODE_OF.to_owned(), false)];
     lab.rounds(&mut sheet, &phases, |sheet, (name, &is_prefill), round| {
         if is_prefill {
             for &length in &lengths {
-                let prompt = warm.prompt(length, lab.next_text());
-                let (_, figures) = by_length::measure(lab, served, &prompt, 1)?;
-                let rate = figures.iter().find_map(|(id, value)| value.filter(|_| *id == PREFILL.id));
-                let shares = rate.map(|rate| weights.prefill_shares(rate, ceilings));
-                sheet.add(
-                    name,
-                    length as f64,
-                    round,
-                    figures.into_iter().filter(|(id, _)| *id != super::speed::DECODE.id),
-                );
-                sheet.add(name, length as f64, round, shares.into_iter().flatten());
+                let figures = prefill(lab, &warm, &weights, ceilings, length)?;
+                sheet.add(name, length as f64, round, figures);
             }
             return Ok(());
         }
         for &batch in &batches {
-            // The first must still decode when the last begins, and while others' prompts are computed they go on.
-            let tokens = if lab.wish.is_quick { 32 } else { 96 } + 6 * batch as u32;
-            let asks: Vec<Ask> =
-                (0..batch).map(|_| Ask::chat(texts::task(lab.next_text()), tokens)).collect();
-            let rate = decode_rate(&lab.ask(served, &asks)?);
+            let rate = decode(lab, served, batch)?;
             let shares = rate.map(|rate| weights.decode_shares(rate, batch, ceilings));
             sheet.add(name, batch as f64, round, [(DECODE_ALL.id, rate)]);
+            sheet.add(name, batch as f64, round, shares.into_iter().flatten());
             if rate.is_none() {
                 missed.insert(batch);
             }
-            sheet.add(name, batch as f64, round, shares.into_iter().flatten());
         }
         Ok(())
     })?;
@@ -196,6 +185,8 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
         Ok(())
     })?;
     let steps = steps::read(&served.node.log()?);
+    // Two models at once may be more than there is memory for.
+    drop(warm);
     let panels = vec![
         Panel::Lines(PREFILL.id),
         Panel::Lines(DECODE_ALL.id),
@@ -208,9 +199,59 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
     findings.not_measured.extend(missed.into_iter().map(|batch| {
         format!("{DECODE_OF}, {batch}, in every round: an answer ended before the last one began.")
     }));
-    findings.files.push(("trace.json", steps::trace(&steps)));
+    let events = tell_operations(lab, &settings, &mut findings)?;
+    findings.files.push(("trace.json", steps::trace(&steps, events)));
     findings.files.push(("steps.csv", steps::table(&steps)));
     Ok(findings)
+}
+
+/// Tells what single operations take, or why that is not known, and gives their part of the trace.
+///
+/// # Errors
+/// Only [`Stopped`].
+fn tell_operations(
+    lab: &Lab,
+    settings: &NodeSettings,
+    findings: &mut Findings,
+) -> anyhow::Result<Vec<serde_json::Value>> {
+    lab.say("single operations");
+    let measured = operations::measure(lab, settings);
+    lab.advance();
+    match measured {
+        Err(error) if error.is::<Stopped>() => Err(error),
+        Err(error) => {
+            findings.not_measured.push(format!("Single operations inside a step: {error:#}"));
+            Ok(Vec::new())
+        }
+        Ok(operations) => {
+            operations.tell(findings);
+            Ok(operations.events)
+        }
+    }
+}
+
+/// A prompt of so many tokens that the node does not know, with its shares of the ceilings.
+fn prefill(
+    lab: &Lab,
+    warm: &Warm,
+    weights: &Weights,
+    ceilings: Ceilings,
+    length: usize,
+) -> anyhow::Result<Figures> {
+    let prompt = warm.prompt(length, lab.next_text());
+    let (_, mut figures) = by_length::measure(lab, &warm.served, &prompt, 1)?;
+    let rate = figures.iter().find_map(|(id, value)| value.filter(|_| *id == PREFILL.id));
+    figures.retain(|(id, _)| *id != super::speed::DECODE.id);
+    figures.extend(rate.map(|rate| weights.prefill_shares(rate, ceilings)).into_iter().flatten());
+    Ok(figures)
+}
+
+/// Tokens per second of so many sequences while all of them decode; none if they never did.
+fn decode(lab: &Lab, served: &Served, batch: usize) -> anyhow::Result<Option<f64>> {
+    // The first must still decode when the last begins, and while others' prompts are computed they go on.
+    let tokens = if lab.wish.is_quick { 32 } else { 96 } + 6 * batch as u32;
+    let asks: Vec<Ask> = (0..batch).map(|_| Ask::chat(texts::task(lab.next_text()), tokens)).collect();
+    Ok(decode_rate(&lab.ask(served, &asks)?))
 }
 
 /// Which ceiling each phase is nearer to.
@@ -250,7 +291,6 @@ fn describe(lab: &Lab, findings: &mut Findings, ceilings: Ceilings, num_steps: u
              `quern policy fit`."
         ),
     ];
-    findings.not_measured = vec!["Single operations inside a step: the node logs steps.".to_owned()];
     if Gpu::read().is_some() {
         findings.not_measured.push(
             "The GPU's own ceilings: the shares are of the processor's, and mean nothing for layers on the GPU.".to_owned(),

@@ -24,6 +24,8 @@ pub struct Findings {
     pub sheet: Sheet,
     /// The plot.
     pub panels: Vec<Panel>,
+    /// Figures that are of no setting.
+    pub tables: Vec<Table>,
     /// How it was measured, a sentence or two each.
     pub method: Vec<String>,
     /// What came out beyond the figures: checks, sums, what follows.
@@ -40,12 +42,28 @@ impl Findings {
         Self {
             sheet,
             panels,
+            tables: Vec::new(),
             method: Vec::new(),
             told: Vec::new(),
             not_measured: Vec::new(),
             files: Vec::new(),
         }
     }
+}
+
+/// Figures beside those of the sheet, in a part of the section of their own.
+#[derive(Debug)]
+pub struct Table {
+    /// The part's title.
+    pub title: &'static str,
+    /// What it shows.
+    pub about: &'static str,
+    /// Columns that hold names; the others hold numbers.
+    pub num_names: usize,
+    /// The columns' titles.
+    pub columns: &'static [&'static str],
+    /// A cell for each column.
+    pub rows: Vec<Vec<String>>,
 }
 
 /// What every section begins with.
@@ -170,6 +188,9 @@ fn write_markdown(text: &mut String, heading: &Heading, findings: &Findings) -> 
     }
     write_figures(text, &findings.sheet)?;
     write_ratios(text, &findings.sheet)?;
+    for table in &findings.tables {
+        write_table(text, table)?;
+    }
     write_list(text, "What came out", &findings.told)?;
     let failed =
         findings.sheet.failed.iter().map(|failed| format!("`{}`: {}", failed.setting, failed.reason));
@@ -184,6 +205,20 @@ fn write_list(text: &mut String, title: &str, items: &[String]) -> std::fmt::Res
     writeln!(text, "## {title}\n")?;
     for item in items {
         writeln!(text, "- {}", item.replace('\n', " "))?;
+    }
+    writeln!(text)
+}
+
+fn write_table(text: &mut String, table: &Table) -> std::fmt::Result {
+    let Table { title, about, num_names, columns, rows } = table;
+    writeln!(text, "## {title}\n\n{about}\n\n| {} |", columns.join(" | "))?;
+    let num_numbers = columns.len().saturating_sub(*num_names);
+    writeln!(text, "|{}{}", "---|".repeat(*num_names), "---:|".repeat(num_numbers))?;
+    for row in rows {
+        // A cell ends neither its column nor its line.
+        let cells: Vec<String> =
+            row.iter().map(|cell| cell.replace('|', "\\|").replace(['\n', '\r'], " ")).collect();
+        writeln!(text, "| {} |", cells.join(" | "))?;
     }
     writeln!(text)
 }
@@ -306,7 +341,15 @@ pub(crate) mod tests {
 
     #[test]
     fn the_section_has_figures_ratios_failures_and_gaps() {
-        let text = markdown(&heading(), &findings());
+        let mut findings = findings();
+        findings.tables.push(Table {
+            title: "Parts",
+            about: "Of a whole.",
+            num_names: 1,
+            columns: &["part", "%"],
+            rows: vec![vec!["a|b\nc".to_owned(), "12".to_owned()]],
+        });
+        let text = markdown(&heading(), &findings);
         for part in [
             "# A probe",
             "quern 1; quern-bench 2",
@@ -315,6 +358,7 @@ pub(crate) mod tests {
             "| decode tok/s | q8_0 | 64 | 1.500 | 1.500 to 1.500 | 2 | more |",
             "- `q2_k`: no such format",
             "- the weather",
+            "## Parts\n\nOf a whole.\n\n| part | % |\n|---|---:|\n| a\\|b c | 12 |\n\n",
         ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }

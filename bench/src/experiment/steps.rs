@@ -1,6 +1,7 @@
 //! Steps as a node logs them, and a trace of them that Perfetto shows.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// Switches of a node that logs its steps.
 pub const LOG_SWITCHES: [(&str, &str); 2] =
@@ -71,10 +72,15 @@ pub fn table(steps: &[Step]) -> String {
     "rows,outputs,took_us\n".to_owned() + &steps.iter().map(line).collect::<String>()
 }
 
+/// The node's steps in a trace.
+const STEPS_PROCESS: u32 = 1;
+/// Single operations in a trace. They share no clock with the steps.
+pub const OPERATIONS_PROCESS: u32 = 2;
+
 #[derive(Serialize)]
 struct Trace {
     #[serde(rename = "traceEvents")]
-    events: Vec<Event>,
+    events: Vec<Value>,
 }
 
 #[derive(Serialize)]
@@ -94,20 +100,23 @@ struct Rows {
     outputs: u64,
 }
 
-/// The steps as a trace in Chrome's format, which Perfetto opens. Times count from the first step's beginning.
-pub fn trace(steps: &[Step]) -> String {
+/// The steps as a trace in Chrome's format, which Perfetto opens, and the events of other processes behind them. Times
+/// count from the first step's beginning.
+pub fn trace(steps: &[Step], others: Vec<Value>) -> String {
     let begin = steps.first().map_or(0.0, |first| first.ended_us - first.took_us);
     let event = |step: &Step| Event {
         name: name_of(step),
         ph: "X",
         ts: step.ended_us - step.took_us - begin,
         dur: step.took_us,
-        pid: 1,
+        pid: STEPS_PROCESS,
         tid: 1,
         args: Rows { rows: step.num_rows, outputs: step.num_outputs },
     };
-    let trace = Trace { events: steps.iter().map(event).collect() };
-    serde_json::to_string(&trace).expect("numbers and texts are JSON")
+    let json = |event: Event| serde_json::to_value(event).expect("numbers and texts are JSON");
+    let name = json!({"name": "process_name", "ph": "M", "pid": STEPS_PROCESS, "args": {"name": "the node's steps"}});
+    let events = steps.iter().map(|step| json(event(step))).chain([name]).chain(others).collect();
+    serde_json::to_string(&Trace { events }).expect("numbers and texts are JSON")
 }
 
 /// A step in which every row has an output only decodes.
@@ -140,11 +149,14 @@ mod tests {
 
     #[test]
     fn a_trace_begins_at_zero_and_names_its_steps() {
-        let trace: serde_json::Value = serde_json::from_str(&trace(&read(LOG))).unwrap();
+        let others = vec![json!({"name": "ROPE", "ph": "X", "pid": OPERATIONS_PROCESS})];
+        let trace: Value = serde_json::from_str(&trace(&read(LOG), others)).unwrap();
         let events = trace["traceEvents"].as_array().unwrap();
         assert_eq!((events[0]["ts"].as_f64(), events[0]["ph"].as_str()), (Some(0.0), Some("X")));
         assert_eq!(events[1]["name"], "decode 4");
         assert!((events[1]["ts"].as_f64().unwrap() - 2_237_500.0).abs() < 1.0);
+        assert_eq!(events[2]["args"]["name"], "the node's steps");
+        assert_eq!((events.len(), &events[3]["name"], &events[3]["pid"]), (4, &"ROPE".into(), &2.into()));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::info::ModelInfo;
 use crate::inputs::{Inputs, MatrixInputs};
 use crate::load::{LlamaModel, LoadError};
 use crate::log;
+use crate::operations::{Operation, Operations};
 
 /// A model in llama.cpp with one context on it.
 pub struct LlamaEngine {
@@ -116,6 +117,19 @@ impl LlamaEngine {
     /// by the matrices' names; nothing where nothing was begun.
     pub fn take_inputs(&mut self) -> Vec<MatrixInputs> {
         self.session.set_inputs(None).map_or_else(Vec::new, Inputs::into_matrices)
+    }
+
+    /// From the next step on, has every operation computed alone, and times it. Results are the same up to
+    /// rounding; steps take longer, because threads or the device come to rest behind each operation and none
+    /// are fused. Operations that compute nothing, such as views, are left out. Costs some 300 bytes an operation.
+    pub fn time_operations(&mut self) {
+        self.session.set_operations(Some(Operations::new()));
+    }
+
+    /// Ends what [`LlamaEngine::time_operations`] began and gives the operations in the order in which they
+    /// were computed; nothing where nothing was begun.
+    pub fn take_operations(&mut self) -> Vec<Operation> {
+        self.session.set_operations(None).map_or_else(Vec::new, Operations::into_done)
     }
 
     /// Checks that each row continues its sequence, and gives back the

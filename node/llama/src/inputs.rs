@@ -15,6 +15,12 @@ pub struct MatrixInputs {
     pub num_rows: u64,
 }
 
+/// The file's name of a tensor that a graph names. Copies for another device are
+/// called `DEVICE#name#number`.
+pub(crate) fn name_in_file(in_graph: &str) -> &str {
+    in_graph.split('#').nth(1).unwrap_or(in_graph)
+}
+
 /// Sums of all matrices that were met so far.
 #[derive(Debug, Default)]
 pub(crate) struct Inputs {
@@ -24,10 +30,9 @@ pub(crate) struct Inputs {
 
 impl Inputs {
     /// The file's name of a matrix as a graph calls it, if it is one of the model's
-    /// weights and not an adapter's. Copies for another device are called
-    /// `DEVICE#name#number`.
+    /// weights and not an adapter's.
     pub(crate) fn weight_name(in_graph: &str) -> Option<&str> {
-        let name = in_graph.split('#').nth(1).unwrap_or(in_graph);
+        let name = name_in_file(in_graph);
         name.ends_with(".weight").then_some(name)
     }
 

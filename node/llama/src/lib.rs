@@ -18,6 +18,7 @@ mod info;
 mod inputs;
 mod load;
 mod log;
+mod operations;
 mod widen;
 
 pub use backends::BACKENDS_DIR_VARIABLE;
@@ -26,3 +27,4 @@ pub use engine::LlamaEngine;
 pub use info::{Device, ModelInfo};
 pub use inputs::MatrixInputs;
 pub use load::{LlamaModel, LoadError};
+pub use operations::{Operation, Weight};

@@ -11,6 +11,7 @@ mod killed;
 mod life;
 mod node;
 mod portable;
+mod profile;
 mod recorded;
 mod speculation;
 mod usage;

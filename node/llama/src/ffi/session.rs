@@ -14,6 +14,7 @@ use super::model::Model;
 use super::tap::{Tap, TapState, on_tensor};
 use crate::config::{FlashAttention, KvType, LlamaConfig};
 use crate::inputs::Inputs;
+use crate::operations::Operations;
 
 struct Context(NonNull<sys::llama_context>);
 
@@ -74,9 +75,7 @@ impl Session {
     /// the reason in its log. `threads` are those for one row and for several.
     pub(crate) fn new(model: Arc<Model>, config: &LlamaConfig, threads: (u32, u32)) -> Option<Session> {
         let hidden_size = model.hidden_size();
-        let rows = Vec::new();
-        let state = Box::new(TapState { wanted: false, ends: false, hidden_size, rows, inputs: None });
-        let tap = Tap(NonNull::from(Box::leak(state)));
+        let tap = Tap(NonNull::from(Box::leak(Box::new(TapState::new(hidden_size)))));
         let kv_type = match config.kv_type {
             KvType::F32 => sys::GGML_TYPE_F32,
             KvType::F16 => sys::GGML_TYPE_F16,
@@ -146,6 +145,7 @@ impl Session {
     /// # Panics
     /// When there are more rows or outputs, or larger sequence numbers, than
     /// the context was made for: llama.cpp would abort or write out of bounds.
+    /// And when the tap panicked: it could not through llama.cpp.
     pub(crate) fn decode(&mut self, rows: &[Row]) -> Decode {
         let count = |wanted: Output| rows.iter().filter(|row| row.output == wanted).count();
         let (num_logits, num_hidden) = (count(Output::Logits), count(Output::Hidden));
@@ -165,7 +165,12 @@ impl Session {
         let _list = self.model.reads_adapters();
         // SAFETY: the batch's arrays all hold `rows.len()` entries, each row with
         // one sequence, and outlive the call, which copies them.
-        match unsafe { sys::llama_decode(self.context.0.as_ptr(), batch) } {
+        let code = unsafe { sys::llama_decode(self.context.0.as_ptr(), batch) };
+        // SAFETY: as above.
+        if let Some(panic) = unsafe { self.tap.0.as_mut() }.panic.take() {
+            std::panic::resume_unwind(panic);
+        }
+        match code {
             0 => Decode::Done,
             1 => Decode::NoRoom,
             code => Decode::Failed(code),
@@ -205,6 +210,12 @@ impl Session {
     pub(crate) fn set_inputs(&mut self, inputs: Option<Inputs>) -> Option<Inputs> {
         // SAFETY: as in `hidden`.
         std::mem::replace(unsafe { &mut self.tap.0.as_mut().inputs }, inputs)
+    }
+
+    /// Begins to time operations one at a time, or ends it; gives those that were timed so far.
+    pub(crate) fn set_operations(&mut self, operations: Option<Operations>) -> Option<Operations> {
+        // SAFETY: as in `hidden`.
+        std::mem::replace(unsafe { &mut self.tap.0.as_mut().operations }, operations)
     }
 
     /// The first rows of logits and of hidden states of the last batch, after
