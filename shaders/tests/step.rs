@@ -189,23 +189,23 @@ fn attention_of(runner: &mut Runner, parts: &[(&Seq<'_>, Range<usize>)]) -> Opti
 
 #[test]
 fn long_sequences_are_split_and_nothing_changes() {
-    const LONG: StepLimits = StepLimits { num_pages: 48, max_sequence_len: 420, ..LIMITS };
-    const LAST: usize = 400;
+    const LONG: StepLimits = StepLimits { num_pages: 19, max_sequence_len: 270, ..LIMITS };
+    const LAST: usize = 260;
     // Never split; where a row would keep the others waiting; and wherever there is a long row.
     const WAYS: [(u32, [&str; 3]); 3] = [
         (0, ["all", "all", "all"]),
         (8, ["each, merged", "each, merged", "all"]),
         (10_000, ["each, merged", "each, merged", "each, merged"]),
     ];
-    let pages: Vec<u32> = (0..48).rev().collect();
+    let pages: Vec<u32> = (0..19).rev().collect();
     for device in quern_shaders::harness::devices() {
         let model = model(device, &TinySpec::new(Arch::Qwen2, 6));
         let vocab = model.shape.vocab;
         let tokens: Vec<u32> = (0..=LAST as u32).map(|idx| (idx * 37 + 11) % vocab).collect();
         let others: Vec<u32> = tokens.iter().map(|token| (token * 3 + 1) % vocab).collect();
-        let long = Seq { tokens: &tokens, pages: &pages[..13] };
-        let other = Seq { tokens: &others, pages: &pages[13..26] };
-        let short = Seq { tokens: &others, pages: &pages[26..27] };
+        let long = Seq { tokens: &tokens, pages: &pages[..9] };
+        let other = Seq { tokens: &others, pages: &pages[9..18] };
+        let short = Seq { tokens: &others, pages: &pages[18..] };
         let logits = WAYS.map(|(workgroups, ways)| {
             let split = Split { part_keys: 128, workgroups };
             let runner = Runner::with_split(device, &model, LONG, Some(split));
