@@ -80,13 +80,17 @@ fn parse_cpu_time(stat: &str) -> Option<Duration> {
 }
 
 /// A command line as it is written down: of absolute paths only the file's name, because a folder of one machine
-/// says nothing on another.
+/// says nothing on another. Words with blanks stand in quotes.
 pub fn command_for_readers<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     let shortened = words.into_iter().map(|word| match word.rsplit_once('/') {
         Some((_, name)) if word.starts_with('/') => name,
         _ => word,
     });
-    shortened.collect::<Vec<_>>().join(" ")
+    let quoted = |word: &str| match word.contains(char::is_whitespace) || word.is_empty() {
+        true => format!("'{}'", word.replace('\'', "'\\''")),
+        false => word.to_owned(),
+    };
+    shortened.map(quoted).collect::<Vec<_>>().join(" ")
 }
 
 /// The time now in UTC, as `2026-01-31T12:34:56Z`.
@@ -157,8 +161,11 @@ mod tests {
             "--url",
             "http://127.0.0.1:1/v1",
             "a/b",
+            "it's two",
+            "",
         ];
-        assert_eq!(command_for_readers(words), "quern serve --model m.gguf --url http://127.0.0.1:1/v1 a/b");
+        let command = r"quern serve --model m.gguf --url http://127.0.0.1:1/v1 a/b 'it'\''s two' ''";
+        assert_eq!(command_for_readers(words), command);
     }
 
     #[test]
