@@ -13,6 +13,7 @@ use super::section::Findings;
 use super::sheet::{Column, Sheet, more, told};
 use super::speed::Figures;
 use super::texts;
+use crate::node::NodeSettings;
 use crate::workload::Workload;
 
 /// See the module's text.
@@ -58,11 +59,21 @@ const EQUAL: Column = told(
 );
 const COMPARED: Column = told("compared_answers", "compared", "answers that were compared");
 
+const PROVEN: Column = told(
+    "proven_share",
+    "equal with f32, share",
+    "the same of a node whose keys and values have 32 bits, so that no rounding of attention depends on how many rows a \
+     step has",
+);
+
 const COLUMNS: &[Column] =
-    &[EDIT, WRITE, EDIT_ACCEPTED, WRITE_ACCEPTED, EDIT_DRAFTED, WRITE_DRAFTED, EQUAL, COMPARED];
+    &[EDIT, WRITE, EDIT_ACCEPTED, WRITE_ACCEPTED, EDIT_DRAFTED, WRITE_DRAFTED, EQUAL, COMPARED, PROVEN];
 
 /// The setting that the others are compared with.
 const OFF: &str = "off";
+
+/// Nothing, lookup, or a draft model's file.
+type Speculation = Option<Option<PathBuf>>;
 
 /// Editing or writing, with where its figures go.
 struct Task {
@@ -73,8 +84,9 @@ struct Task {
 }
 
 pub(super) fn speculative(lab: &Lab, args: &SpeculativeArgs) -> anyhow::Result<Findings> {
-    let mut settings = vec![(OFF.to_owned(), None), ("lookup".to_owned(), Some(None))];
-    lab.expect_steps(1 + 3 * lab.wish.rounds);
+    let mut settings: Vec<(String, Speculation)> =
+        vec![(OFF.to_owned(), None), ("lookup".to_owned(), Some(None))];
+    lab.expect_steps(4 + 3 * lab.wish.rounds);
     let mut sheet = Sheet::new(None, COLUMNS);
     let draft_name = if args.draft.is_some() { "draft" } else { "draft: the model itself in Q2_K" };
     let draft = lab.attempt(&mut sheet, draft_name, |_| draft_model(lab, args))?;
@@ -83,19 +95,7 @@ pub(super) fn speculative(lab: &Lab, args: &SpeculativeArgs) -> anyhow::Result<F
     let mut answers: Vec<String> = Vec::new();
     let mut unlike = Vec::new();
     lab.rounds(&mut sheet, &settings, |sheet, (name, speculation), round| {
-        // One client without a target time for steps: batches have the same shape with every setting but for guesses.
-        let node = lab
-            .settings(&lab.wish.model)
-            .with("--target-step", "0ms")
-            .set("scheduler.max_draft", args.max_draft);
-        let node = match speculation {
-            None => node.with("--speculation", "off"),
-            Some(None) => node.with("--speculation", "lookup"),
-            Some(Some(draft)) => {
-                node.with("--speculation", "draft").set("scheduler.draft_model", draft.display())
-            }
-        };
-        let served = lab.start(&node)?;
+        let served = lab.start(&node(lab, args, speculation))?;
         lab.ask(&served, &[Ask::chat(texts::task(0), 4)])?;
         let mut said = Vec::new();
         for task in tasks(lab, args, round)? {
@@ -107,33 +107,83 @@ pub(super) fn speculative(lab: &Lab, args: &SpeculativeArgs) -> anyhow::Result<F
             answers = said;
             return Ok(());
         }
-        let pairs = || answers.iter().zip(&said);
-        let equal = pairs().filter(|(first, other)| first == other).count();
-        unlike.extend(
-            pairs()
-                .filter(|(first, other)| first != other)
-                .map(|(first, other)| difference(name, first, other)),
-        );
-        let compared = pairs().count() as f64;
-        let figures = [(EQUAL.id, Some(equal as f64 / compared)), (COMPARED.id, Some(compared))];
-        sheet.add(name, 0.0, round, figures);
+        let parted = differences(name, &answers, &said);
+        let compared = answers.len().min(said.len()) as f64;
+        let equal = (compared > 0.0).then(|| 1.0 - parted.len() as f64 / compared);
+        sheet.add(name, 0.0, round, [(EQUAL.id, equal), (COMPARED.id, Some(compared))]);
+        unlike.extend(parted);
         Ok(())
     })?;
-    let bars = [EDIT, WRITE, EDIT_ACCEPTED, WRITE_ACCEPTED, EQUAL];
+    let disproved = prove(lab, args, &settings, &mut sheet)?;
+    let bars = [EDIT, WRITE, EDIT_ACCEPTED, WRITE_ACCEPTED, EQUAL, PROVEN];
     let mut findings = Findings::new(sheet, bars.iter().map(|column| Panel::Bars(column.id, 0.0)).collect());
-    describe(&mut findings, &unlike);
+    describe(&mut findings, &unlike, &disproved);
     Ok(findings)
 }
 
-fn describe(findings: &mut Findings, unlike: &[String]) {
+fn node(lab: &Lab, args: &SpeculativeArgs, speculation: &Speculation) -> NodeSettings {
+    // One client without a target time for steps: batches have the same shape with every setting but for guesses.
+    let node =
+        lab.settings(&lab.wish.model).with("--target-step", "0ms").set("scheduler.max_draft", args.max_draft);
+    match speculation {
+        None => node.with("--speculation", "off"),
+        Some(None) => node.with("--speculation", "lookup"),
+        Some(Some(draft)) => {
+            node.with("--speculation", "draft").set("scheduler.draft_model", draft.display())
+        }
+    }
+}
+
+/// Asks the first round's tasks once more where rounding of attention does not depend on how many rows a step has.
+/// Tells where answers part even there.
+fn prove(
+    lab: &Lab,
+    args: &SpeculativeArgs,
+    settings: &[(String, Speculation)],
+    sheet: &mut Sheet,
+) -> anyhow::Result<Vec<String>> {
+    let (mut answers, mut unlike) = (Vec::new(), Vec::new());
+    for (name, speculation) in settings {
+        lab.say(format!("{name}: are answers the same with f32"));
+        let said = lab.attempt(sheet, name, |_| {
+            let served = lab.start(&node(lab, args, speculation).with("--kv-type", "f32"))?;
+            let mut said = Vec::new();
+            for task in tasks(lab, args, 0)? {
+                said.extend(measure(lab, &served, &task)?.1);
+            }
+            Ok(said)
+        })?;
+        let Some(said) = said else { continue };
+        if name == OFF {
+            answers = said;
+        } else if !answers.is_empty() {
+            let parted = differences(&format!("{name}, f32"), &answers, &said);
+            let equal = 1.0 - parted.len() as f64 / answers.len() as f64;
+            sheet.add(name, 0.0, 0, [(PROVEN.id, Some(equal))]);
+            unlike.extend(parted);
+        }
+    }
+    Ok(unlike)
+}
+
+fn describe(findings: &mut Findings, unlike: &[String], disproved: &[String]) {
     findings.method = vec![
         "A node for each setting in turn, one client, temperature 0. Editing repeats most of its prompt (the workload \
          `speculative`), writing does not. Accepted and guessed tokens are the node's own counts."
             .to_owned(),
         "A guess is checked in one step with several rows, and sums of floating-point numbers depend on how many rows a \
-         step has: where two tokens are all but equally likely, an answer may differ for that alone."
+         step has: where two tokens are all but equally likely, an answer may differ for that alone. So the first \
+         round's tasks are asked once more of nodes with `--kv-type f32`, whose attention is not fused and rounds alike \
+         for any number of rows: there, speculation must change nothing."
             .to_owned(),
     ];
+    if disproved.is_empty() && findings.sheet.has_values(PROVEN.id) {
+        findings.told.push(
+            "With keys and values of 32 bits, every answer was the same, character by character, as without speculation."
+                .to_owned(),
+        );
+    }
+    findings.told.extend(disproved.iter().cloned());
     if unlike.is_empty() {
         findings
             .told
@@ -144,6 +194,12 @@ fn describe(findings: &mut Findings, unlike: &[String]) {
         "Several clients at once, where guesses take rows from others.".to_owned(),
         "Temperatures above 0.".to_owned(),
     ];
+}
+
+/// The answers that are not those without speculation, and where they part.
+fn differences(name: &str, without: &[String], with: &[String]) -> Vec<String> {
+    let pairs = without.iter().zip(with).filter(|(first, other)| first != other);
+    pairs.map(|(first, other)| difference(name, first, other)).collect()
 }
 
 /// Where two answers part.
