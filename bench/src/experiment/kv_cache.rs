@@ -147,8 +147,8 @@ fn describe(findings: &mut Findings) {
             .to_owned(),
     ];
     findings.not_measured = vec![
-        "Perplexity by format of keys and values: `quern eval` has no such setting. How far answers stay the same stands \
-         for it, and is a weak witness: a changed word need not be a worse one."
+        "Perplexity by format of keys and values, which `quern eval --kv-type` gives. How far answers stay the same \
+         stands for it, and is a weak witness: a changed word need not be a worse one."
             .to_owned(),
         "Sharing among requests that run at once.".to_owned(),
     ];
