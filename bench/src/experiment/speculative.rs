@@ -176,7 +176,7 @@ fn describe(findings: &mut Findings, unlike: &[String], disproved: &[String]) {
          step has: where two tokens are all but equally likely, an answer may differ for that alone. So the first \
          round's tasks are asked once more of nodes that compute each row of a step as they would one alone: with \
          `--kv-type f32` attention is not fused, and with `engine.llama.repack=false` weights are not rearranged for \
-         products of several rows. What still parts there, parts because sums of products are made in another order."
+         products of several rows. What still parts there may do so for the order in which products are summed."
             .to_owned(),
     ];
     if disproved.is_empty() && findings.sheet.has_values(PROVEN.id) {
