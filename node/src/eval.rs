@@ -126,7 +126,7 @@ pub struct LabellingArgs {
     #[arg(long, value_name = "BOOL", conflicts_with = "text")]
     pub end_token: Option<bool>,
     /// A file with all labels, one a line or as JSON with id2label, for models that answer with one; those of
-    /// the CSV file without it.
+    /// all the CSV file's rows without it.
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
     pub labels: Option<PathBuf>,
     /// Write the confusion matrix: as CSV where the name ends so, else as SVG. May be given twice.

@@ -113,7 +113,7 @@ fn label(args: &EvalArgs, subject: &Subject, table: &Table, machine: &Machine) -
         (None, Some(file)) => {
             labels_of(file).map_err(|fault| EvalError::Labels { path: file.clone(), fault })?
         }
-        (None, None) => table.labels(),
+        (None, None) => table.labels.clone(),
     };
     // What the model cannot answer is known before it has read anything.
     let truth = table.truth(&labels)?;

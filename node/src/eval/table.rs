@@ -1,5 +1,6 @@
 //! Rows of texts and labels from a CSV file, and what may be wrong with one.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -70,6 +71,8 @@ pub struct Table {
     pub path: PathBuf,
     /// At least one.
     pub rows: Vec<Labelled>,
+    /// The labels of all rows of the file, those that are left out too, each once, in order of the alphabet.
+    pub labels: Vec<String>,
     /// Rows of the file behind these, which are left out.
     pub num_left_out: usize,
 }
@@ -102,10 +105,12 @@ impl Table {
             let (text, label) = (cell(text_idx, text)?, cell(label_idx, label)?);
             rows.push(Labelled { line, text, label });
         }
-        match rows.is_empty() {
-            true => Err(TableError::NoRows { path: path.to_owned() }),
-            false => Ok(Table { path: path.to_owned(), rows, num_left_out: 0 }),
+        if rows.is_empty() {
+            return Err(TableError::NoRows { path: path.to_owned() });
         }
+        let labels: BTreeSet<&String> = rows.iter().map(|row| &row.label).collect();
+        let labels = labels.into_iter().cloned().collect();
+        Ok(Table { path: path.to_owned(), rows, labels, num_left_out: 0 })
     }
 
     /// Keeps the first `num_rows`, at least one.
@@ -113,13 +118,6 @@ impl Table {
         let num_rows = num_rows.clamp(1, self.rows.len());
         self.num_left_out += self.rows.len() - num_rows;
         self.rows.truncate(num_rows);
-    }
-
-    /// The labels that occur, each once, in order of the alphabet.
-    #[must_use]
-    pub fn labels(&self) -> Vec<String> {
-        let labels: std::collections::BTreeSet<&String> = self.rows.iter().map(|row| &row.label).collect();
-        labels.into_iter().cloned().collect()
     }
 
     /// Each row's label as its place among `labels`.
@@ -209,7 +207,11 @@ mod tests {
         let table = Table::read(&path, "text", "label").expect("it is sound");
         let row = |line, text: &str, label: &str| Labelled { line, text: text.into(), label: label.into() };
         assert_eq!(table.rows, [row(2, "one, two\nthree", "a"), row(4, "four", "b")]);
-        assert_eq!(table.labels(), ["a", "b"]);
+        assert_eq!(table.labels, ["a", "b"]);
+        // Rows that are not judged still say what a row may be called.
+        let mut first = table.clone();
+        first.keep(1);
+        assert_eq!((first.rows.len(), first.num_left_out, first.labels), (1, 1, table.labels.clone()));
         assert_eq!(table.truth(&["b".into(), "a".into()]).expect("both are known"), [1, 0]);
         let unknown = table.truth(&["a".into()]).expect_err("b is unknown").to_string();
         assert!(unknown.contains("line 4: the model has no label \"b\"; it has \"a\""), "{unknown}");

@@ -179,6 +179,9 @@ fn a_model_without_a_head_is_judged_by_its_answers() {
     let found = report(&args);
     let one = &found["models"][0];
     assert_eq!((&one["by"], &found["num_rows"]), (&Json::from("spoken"), &Json::from(8)));
+    // "perhaps" is the third row's: it may be said of the first two all the same.
+    let few = report(&[&args[..], &["--rows", "2"]].concat());
+    assert_eq!((&few["num_labels"], &few["num_rows"]), (&Json::from(3), &Json::from(2)));
     let labels = file(dir.path(), "labels.txt", "perhaps\nno\n\nyes\nnever\n");
     let more = report(&[&args[..], &["--labels", &labels, "--rows", "3"]].concat());
     assert_eq!((&more["num_labels"], &more["num_rows"]), (&Json::from(4), &Json::from(3)));
