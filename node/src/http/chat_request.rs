@@ -43,6 +43,7 @@ pub(super) fn check(
     let tool_use = chat_tools::tool_use(tools, request.tool_choice.as_ref(), parallel)?;
     let tool_values = chat_tools::tools(tools)?;
     let grammar = grammar(&request, &tool_use)?;
+    params::refuse_endless(request.ignore_eos, grammar.as_ref())?;
     let sampling = params::sampling(&sampling_fields(&request), model, limits, fresh_seed)?;
     let max_new = params::positive("max_completion_tokens", request.max_completion_tokens)?
         .or(params::positive("max_tokens", request.max_tokens)?);
@@ -99,6 +100,7 @@ fn sampling_fields(request: &ChatRequest) -> SamplingFields<'_> {
         frequency_penalty: request.frequency_penalty,
         logit_bias: request.logit_bias.as_ref(),
         seed: request.seed,
+        ignore_eos: request.ignore_eos,
     }
 }
 

@@ -51,6 +51,7 @@ pub(super) async fn handle(
     let logprobs =
         request.logprobs.map(|count| params::alternatives("logprobs", count, MAX_LOGPROBS)).transpose()?;
     let grammar = params::grammar(&grammar_fields(&request))?;
+    params::refuse_endless(request.ignore_eos, grammar.as_ref())?;
     let stream = request.stream == Some(true);
     if request.stream_options.is_some() && !stream {
         return Err(Problem::field("stream_options", "stream_options needs stream to be true"));
@@ -154,6 +155,7 @@ fn sampling_fields(request: &TextRequest) -> SamplingFields<'_> {
         frequency_penalty: request.frequency_penalty,
         logit_bias: request.logit_bias.as_ref(),
         seed: request.seed,
+        ignore_eos: request.ignore_eos,
     }
 }
 

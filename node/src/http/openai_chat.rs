@@ -38,6 +38,7 @@ pub(super) struct ChatRequest {
     pub(super) top_k: Option<i64>,
     pub(super) min_p: Option<f32>,
     pub(super) repetition_penalty: Option<f32>,
+    pub(super) ignore_eos: Option<bool>,
     pub(super) priority: Option<i64>,
     pub(super) chat_template_kwargs: Option<Map<String, Value>>,
     pub(super) guided_json: Option<Value>,

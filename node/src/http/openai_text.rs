@@ -32,6 +32,7 @@ pub(super) struct TextRequest {
     pub(super) top_k: Option<i64>,
     pub(super) min_p: Option<f32>,
     pub(super) repetition_penalty: Option<f32>,
+    pub(super) ignore_eos: Option<bool>,
     pub(super) priority: Option<i64>,
     pub(super) response_format: Option<ResponseFormat>,
     pub(super) guided_json: Option<Value>,

@@ -27,6 +27,7 @@ pub(super) struct SamplingFields<'a> {
     pub(super) frequency_penalty: Option<f32>,
     pub(super) logit_bias: Option<&'a BTreeMap<String, f32>>,
     pub(super) seed: Option<i64>,
+    pub(super) ignore_eos: Option<bool>,
 }
 
 /// Fields that say what an answer must look like.
@@ -61,6 +62,11 @@ pub(super) fn sampling(
     }
     let repetition_penalty = within("repetition_penalty", fields.repetition_penalty, 0.01, 10.0)?
         .unwrap_or(defaults.repetition_penalty);
+    let mut logit_bias = logit_bias(fields.logit_bias, model, limits)?;
+    if fields.ignore_eos == Some(true) {
+        let ends = model.tokenizer.eos_tokens();
+        logit_bias.extend(ends.iter().map(|&end| (end, f32::NEG_INFINITY)));
+    }
     Ok(SamplingParams {
         temperature: within("temperature", fields.temperature, 0.0, 2.0)?.unwrap_or(defaults.temperature),
         top_k,
@@ -69,7 +75,7 @@ pub(super) fn sampling(
         repetition_penalty,
         presence_penalty: within("presence_penalty", fields.presence_penalty, -2.0, 2.0)?.unwrap_or(0.0),
         frequency_penalty: within("frequency_penalty", fields.frequency_penalty, -2.0, 2.0)?.unwrap_or(0.0),
-        logit_bias: logit_bias(fields.logit_bias, model, limits)?,
+        logit_bias,
         // Any integer is a seed; a negative one is one like any other.
         seed: fields.seed.map_or(fresh_seed, |seed| seed as u64),
     })
@@ -164,6 +170,19 @@ pub(super) fn refuse_unserved(fields: &[(&'static str, bool)]) -> Result<(), Pro
             code: Some("unsupported_parameter"),
         }),
         None => Ok(()),
+    }
+}
+
+/// Refuses an answer that must not end together with one that ends when its grammar does.
+pub(super) fn refuse_endless(
+    ignore_eos: Option<bool>,
+    grammar: Option<&(&'static str, Grammar)>,
+) -> Result<(), Problem> {
+    match grammar {
+        Some((field, _)) if ignore_eos == Some(true) => {
+            Err(Problem::field("ignore_eos", format!("`ignore_eos` cannot be combined with `{field}`")))
+        }
+        _ => Ok(()),
     }
 }
 

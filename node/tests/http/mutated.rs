@@ -73,6 +73,7 @@ fn requests() -> Vec<(&'static str, Value)> {
                 "messages": [{"role": "system", "content": "Be short."}, {"role": "user",
                     "content": [{"type": "text", "text": "hello"}]}],
                 "logprobs": true, "top_logprobs": 2, "stream": true, "stream_options": {"include_usage": true},
+                "ignore_eos": true,
             })),
         ),
         (

@@ -80,6 +80,7 @@ async fn a_value_out_of_range_is_named() {
         (json!({"response_format": {"type": "xml"}}), "response_format.type"),
         (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema.schema"),
         (json!({"guided_regex": "a", "guided_json": {}}), "guided_regex"),
+        (json!({"guided_regex": "a", "ignore_eos": true}), "ignore_eos"),
         (json!({"tool_choice": "required"}), "tool_choice"),
     ];
     for (more, param) in cases {

@@ -311,9 +311,7 @@ pub fn completion(prompt: Value, more: Value) -> Value {
 
 /// A chat request for that many tokens, none of which ends the answer.
 pub fn long_chat(num_tokens: u32, more: Value) -> Value {
-    let ends = TEXT.tokenizer.eos_tokens().iter().map(|token| (token.to_string(), json!(-100)));
-    let bias: serde_json::Map<String, Value> = ends.collect();
-    with(chat("hello", json!({"max_tokens": num_tokens, "logit_bias": bias})), more)
+    with(chat("hello", json!({"max_tokens": num_tokens, "ignore_eos": true})), more)
 }
 
 fn with(mut body: Value, more: Value) -> Value {
