@@ -21,7 +21,7 @@ use super::calibration::keep_calibrated;
 use super::classifiers::{Base, classifiers};
 use super::load::{Adapters, LoadError, Loaded, load};
 use super::{App, AppError};
-use crate::adapters::{Order, Origin, Registry, keep_watching};
+use crate::adapters::{Found, Named, Order, Origin, Registry, keep_watching};
 use crate::config::{self, Speculation};
 use crate::http::{Node, RenderMetrics, ServeError, Settings, serve_admin, serve_public};
 use crate::metrics::Served;
@@ -143,6 +143,23 @@ fn flat(ended: Result<Result<(), ServeError>, tokio::task::JoinError>) -> Result
     })
 }
 
+/// Serves the adapters that the configuration names.
+fn add_configured(registry: &Registry, found: Vec<(Named, Found)>) -> Result<(), LoadError> {
+    for (named, found) in found {
+        let order = Order {
+            name: named.name.clone(),
+            path: named.path,
+            in_place: false,
+            expected_generation: None,
+            pin: Some(named.pin),
+            origin: Origin::Configuration,
+        };
+        let added = registry.add(&order, found);
+        added.map_err(|source| LoadError::Adapter { name: named.name, source })?;
+    }
+    Ok(())
+}
+
 /// A node that serves.
 struct Running {
     model_id: String,
@@ -190,18 +207,7 @@ impl Running {
         )?;
         let Adapters { base, found } = adapters;
         let registry = Registry::new(base, config.adapters.to_settings(), files, workers.clone());
-        for (named, found) in found {
-            let order = Order {
-                name: named.name.clone(),
-                path: named.path,
-                in_place: false,
-                expected_generation: None,
-                pin: Some(named.pin),
-                origin: Origin::Configuration,
-            };
-            let added = registry.add(&order, found);
-            added.map_err(|source| LoadError::Adapter { name: named.name, source })?;
-        }
+        add_configured(&registry, found)?;
         let recent = Arc::new(Recent::default());
         let served = Arc::new(Model {
             id: model.id.clone(),
