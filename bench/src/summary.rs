@@ -128,16 +128,6 @@ pub fn summarise(
     };
     let wall_s = wall_time(measured).as_secs_f64();
     let per_second = |count: u64| if wall_s > 0.0 { count as f64 / wall_s } else { 0.0 };
-    let objective_figures = objective.map(|objective| {
-        let num_kept =
-            all.iter().zip(judged).filter(|(one, verdict)| is_kept(objective, one, verdict)).count() as u64;
-        ObjectiveFigures {
-            times: objective.to_string(),
-            share_wanted: objective.share,
-            share_kept: num_kept as f64 / all.len().max(1) as f64,
-            goodput_per_s: per_second(num_kept),
-        }
-    });
     PhaseSummary {
         server: server.to_owned(),
         level: level.to_owned(),
@@ -167,9 +157,25 @@ pub fn summarise(
         wake_lateness: wake_lateness.quantiles(),
         client_cpu_share: measured.cpu_time.as_secs_f64() / measured.elapsed.as_secs_f64().max(1e-3),
         client_cpu_s: measured.cpu_time.as_secs_f64(),
-        objective: objective_figures,
+        objective: objective.map(|objective| objective_figures(objective, all, judged, per_second)),
         tenants: tenant_figures(objective, measured, judged),
         gave_up: measured.gave_up.clone(),
+    }
+}
+
+fn objective_figures(
+    objective: &Objective,
+    all: &[Finished],
+    judged: &[Option<Verdict>],
+    per_second: impl Fn(u64) -> f64,
+) -> ObjectiveFigures {
+    let num_kept =
+        all.iter().zip(judged).filter(|(one, verdict)| is_kept(objective, one, verdict)).count() as u64;
+    ObjectiveFigures {
+        times: objective.to_string(),
+        share_wanted: objective.share,
+        share_kept: num_kept as f64 / all.len().max(1) as f64,
+        goodput_per_s: per_second(num_kept),
     }
 }
 

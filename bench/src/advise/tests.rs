@@ -13,8 +13,9 @@ struct Line {
 const QUANTIZATION: &str = "setting,round,resident_mib,ttft_ms,file_mib,perplexity,decode_tok_per_s,failed\n\
     as given,0,900,100,500,10.0,20,\nQ8_0,0,1000,120,600,10.1,15,\nQ4_0,0,700,80,400,10.15,30,\nQ2_K,0,400,70,200,14,35,\n\
     F16,0,2000,300,1000,10,8,\nBF16,,,,,,,no such luck\n";
-const KV_CACHE: &str = "setting,length_tokens,round,decode_tok_per_s,kv_mib,equal_share,anonymous_mib,failed\n\
-    f16,256,0,20,100,1,300,\nf16,2048,0,10,,1,,\nq8_0,256,0,19,53,0.9,250,\nq8_0,2048,0,9,,0.8,,\nno cache,256,0,1,,,,\n";
+const KV_CACHE: &str = "setting,length_tokens,round,decode_tok_per_s,kv_mib,equal_share,perplexity,anonymous_mib,failed\n\
+    f16,256,0,20,100,1,10,300,\nf16,2048,0,10,,1,,,\nq8_0,256,0,19,53,0.9,10.5,250,\nq8_0,2048,0,9,,0.8,,,\n\
+    no cache,256,0,1,,,,,\n";
 const BATCHING: &str = "setting,load_share,round,short_p95_ms,offered_per_s,failed\n\
     continuous,0.4,0,500,2,\n\"static, 8\",0.4,0,3000,2,\ncontinuous,0.8,0,900,4,\n\"static, 8\",0.8,0,700,4,\n";
 const SPECULATIVE: &str = "setting,round,edit_tok_per_s,write_tok_per_s,equal_share,failed\n\
@@ -115,7 +116,12 @@ fn the_most_precise_keys_and_values_that_fit_are_used() {
     assert_eq!(tight.answer, Answer::Use("q8_0".to_owned()), "{tight:?}");
     assert!(tight.evidence.iter().any(|line| line.starts_with("does not fit: f16")), "{tight:?}");
     assert!(tight.evidence.iter().any(|line| line.starts_with("equal_share 0.80")), "{tight:?}");
-    assert!(tight.gaps.iter().any(|gap| gap.starts_with("perplexity")));
+    assert!(tight.evidence.iter().any(|line| line.starts_with("perplexity 10.5")), "{tight:?}");
+    assert!(tight.because.contains("more than 2 % above the best"), "{tight:?}");
+    assert!(!on(topic, root.path(), &[]).because.contains("above"));
+    let old = "setting,length_tokens,round,anonymous_mib,failed\nf16,256,0,300,\n";
+    leave(root.path(), "kv-cache", "kv-cache", old);
+    assert!(on(topic, root.path(), &[]).gaps.iter().any(|gap| gap.starts_with("perplexity")));
     let none = on(topic, root.path(), &["--memory-mib", "100"]);
     assert!(matches!(none.answer, Answer::Nothing(_)), "{none:?}");
 }
@@ -201,7 +207,7 @@ fn the_text_has_every_answer_with_its_evidence() {
         "| Adapters | `merged, Q4_K_M` |",
         "## Batching: `continuous`",
         "Measured on: a box.",
-        "- Not measured: perplexity by format of keys and values",
+        "- Not measured: the buffers of another model",
         "Command: `quern-bench advise`",
     ] {
         assert!(text.contains(part), "{part} is missing in\n{text}");

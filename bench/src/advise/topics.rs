@@ -149,12 +149,26 @@ fn kv_type(known: &Known, args: &AdviseArgs, weights_mib: Option<f64>) -> Advice
             refused.push(format!("does not fit: {sum}"));
             continue;
         }
-        let because = "The most precise that fits beside the weights, since what the others cost in quality is not known.";
+        let perplexity = at_first("perplexity");
+        let is_worse = perplexity
+            .as_ref()
+            .zip(lowest_perplexity(measured))
+            .is_some_and(|(chosen, lowest)| chosen.median() > lowest.median() * (1.0 + args.quality_loss));
+        let mut because = "The most precise that fits beside the weights.".to_owned();
+        if is_worse {
+            because += &format!(
+                " Its perplexity is more than {} % above the best format's: more memory would buy quality.",
+                number(args.quality_loss * 100.0)
+            );
+        }
         let mut advice = Advice::new(topic, Answer::Use(name.to_owned()), because);
+        if perplexity.is_none() {
+            advice.gaps.push("perplexity by format of keys and values".to_owned());
+        }
         let longest = ["decode_tok_per_s", "equal_share"].into_iter().filter_map(at_last);
-        let cited = at_first("kv_mib").into_iter().chain(longest).map(|cited| cited.to_string());
-        advice.evidence = [sum].into_iter().chain(cited).chain(refused).collect();
-        advice.gaps.push("perplexity by format of keys and values".to_owned());
+        let cited = at_first("kv_mib").into_iter().chain(perplexity).chain(longest);
+        advice.evidence =
+            [sum].into_iter().chain(cited.map(|cited| cited.to_string())).chain(refused).collect();
         advice
             .gaps
             .push("the buffers of another model or another capacity: see `quern-bench kv-size`".to_owned());
@@ -166,6 +180,15 @@ fn kv_type(known: &Known, args: &AdviseArgs, weights_mib: Option<f64>) -> Advice
     let mut advice = Advice::new(topic, Answer::Nothing("none fits beside the weights".to_owned()), "");
     advice.evidence = refused;
     advice
+}
+
+/// Of all formats of keys and values, where they were judged.
+fn lowest_perplexity(measured: &Measured) -> Option<Cited> {
+    let judged = kv_size::FORMATS.into_iter().filter_map(|format| {
+        let level = *measured.levels(format.name, "perplexity").first()?;
+        measured.figure(format.name, level, "perplexity")
+    });
+    judged.min_by(|a, b| a.median().total_cmp(&b.median()))
 }
 
 /// The way of batching with the shortest tail of short requests, at the arrivals nearest above the wanted rate.
@@ -223,8 +246,9 @@ fn speculation(known: &Known, args: &AdviseArgs) -> Advice {
     let mut advice = Advice::new(topic, Answer::Use(chosen.to_owned()), because);
     advice.evidence.push(format!("{OFF}: {off}"));
     for (name, ratio) in &compared {
-        let figures =
-            [column, "equal_share"].into_iter().filter_map(|column| measured.figure(name, 0.0, column));
+        let figures = [column, "equal_share", "proven_share"]
+            .into_iter()
+            .filter_map(|column| measured.figure(name, 0.0, column));
         let figures: Vec<String> = figures.map(|cited| cited.to_string()).collect();
         advice.evidence.push(format!(
             "{name}: {} [{}–{}] times `{OFF}` in {} rounds; {}",

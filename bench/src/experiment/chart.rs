@@ -200,14 +200,44 @@ fn draw_points(area: &Area<'_>, sheet: &Sheet, right: &str, up: &str) -> anyhow:
         .build_cartesian_2d(x_range.clone(), y_range)?;
     chart.configure_mesh().light_line_style(WHITE).x_desc(x_label).x_labels(5).y_labels(6).draw()?;
     let middle = f64::midpoint(x_range.start, x_range.end);
+    // From the lowest up, so that a name that makes way does so upwards.
+    points.sort_by(|a, b| a.2.total_cmp(&b.2));
+    let mut names = Names::default();
     for (name, x, y, colour) in points {
         chart.draw_series([Circle::new((x, y), 4, colour.filled())])?;
         // Names point inwards, or they would leave the panel.
-        let (side, shift) = if x < middle { (HPos::Left, 7) } else { (HPos::Right, -7) };
+        let (side, shift) = if x < middle { (HPos::Left, 12) } else { (HPos::Right, -12) };
+        let up = names.place(chart.plotting_area().map_coordinate(&(x, y)), shift, &name);
         let style = ("sans-serif", 12).into_text_style(area).pos(Pos::new(side, VPos::Center));
-        chart.draw_series([EmptyElement::at((x, y)) + Text::new(name, (shift, 0), style)])?;
+        let line = PathElement::new(vec![(0, 0), (shift - shift.signum() * 2, -up)], colour);
+        chart.draw_series([EmptyElement::at((x, y)) + Text::new(name, (shift, -up), style) + line])?;
     }
     Ok(())
+}
+
+/// Where names of points stand already, in pixels: left, right, and the middle's height.
+#[derive(Default)]
+struct Names(Vec<(i32, i32, i32)>);
+
+impl Names {
+    /// A line of text, and a letter of it, a little more than they are.
+    const HEIGHT: i32 = 13;
+    const LETTER: i32 = 7;
+
+    /// Takes a place beside a point for its name, and tells how far above the point it is.
+    fn place(&mut self, (x, y): (i32, i32), shift: i32, name: &str) -> i32 {
+        let width = name.chars().count() as i32 * Self::LETTER * shift.signum();
+        let (left, right) = ((x + shift).min(x + shift + width), (x + shift).max(x + shift + width));
+        let mut at = y;
+        let is_in_the_way = |other: &&(i32, i32, i32), at: i32| {
+            other.0 < right && left < other.1 && (other.2 - at).abs() < Self::HEIGHT
+        };
+        while let Some(other) = self.0.iter().find(|other| is_in_the_way(other, at)) {
+            at = other.2 - Self::HEIGHT;
+        }
+        self.0.push((left, right, at));
+        y - at
+    }
 }
 
 /// A range with a margin around values, never empty.
@@ -267,7 +297,19 @@ fn draw_pairs(area: &Area<'_>, name: &str, of: [&str; 2], pairs: &[Pair]) -> any
 #[cfg(test)]
 mod tests {
     use super::*;
+
     use crate::experiment::sheet::tests::sample;
+
+    #[test]
+    fn names_of_points_make_way_upwards() {
+        let mut names = Names::default();
+        assert_eq!(names.place((100, 200), 12, "first"), 0);
+        assert_eq!(names.place((101, 198), 12, "second"), 11);
+        assert_eq!(names.place((101, 190), 12, "third"), 16);
+        // Beside them, and far above.
+        assert_eq!(names.place((100, 200), -12, "other side"), 0);
+        assert_eq!(names.place((100, 100), 12, "above"), 0);
+    }
 
     fn drawn(panels: &[Panel]) -> Option<String> {
         drawn_of(&sample(), panels)

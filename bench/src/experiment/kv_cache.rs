@@ -7,10 +7,12 @@ use super::by_length::{self, LENGTH, Warm, logged_mib};
 use super::chart::Panel;
 use super::lab::{Lab, Served};
 use super::load::{Ask, total_ms, ttft_ms};
+use super::quality::{self, PERPLEXITY, PERPLEXITY_ERROR};
 use super::section::Findings;
 use super::sheet::{Column, Sheet, less, more, told};
-use super::speed::{ANONYMOUS, DECODE, PREFILL, PROMPT, TTFT};
+use super::speed::{ANONYMOUS, DECODE, Figures, PREFILL, PROMPT, TTFT};
 use crate::kv_size::{FORMATS, KvFormat, KvShape, KvSizeError};
+use crate::node::NodeSettings;
 
 /// See the module's text.
 pub(super) const ABOUT: About = About {
@@ -49,7 +51,8 @@ const EQUAL: Column = more(
     "how much of the answer is, from its beginning, the same as with f16 and sharing in the same round",
 );
 
-const COLUMNS: &[Column] = &[DECODE, PREFILL, TTFT, SHARED, KV, KV_COMPUTED, EQUAL, ANONYMOUS, PROMPT];
+const COLUMNS: &[Column] =
+    &[DECODE, PREFILL, TTFT, SHARED, KV, KV_COMPUTED, PERPLEXITY, PERPLEXITY_ERROR, EQUAL, ANONYMOUS, PROMPT];
 
 /// Words that make a second prompt end otherwise.
 const OTHER_END: &str = " And then the harbour master asked:";
@@ -67,91 +70,115 @@ enum Way {
 
 pub(super) fn kv_cache(lab: &Lab, args: &KvCacheArgs) -> anyhow::Result<Findings> {
     let lengths = by_length::lengths(lab, &args.lengths, &[256, 512, 1024])?;
+    let first_length = lengths[0] as f64;
     let [plain, ..] = FORMATS;
     let mut ways: Vec<(String, Way)> =
         FORMATS.map(|format| (format.name.to_owned(), Way::Cached(format, true))).into();
     ways.push((format!("{}, nothing shared", plain.name), Way::Cached(plain, false)));
     ways.push(("no cache".to_owned(), Way::Without));
-    lab.expect_steps(ways.len() * lab.wish.rounds);
+    lab.expect_steps(ways.len() * lab.wish.rounds + FORMATS.len());
     let mut sheet = Sheet::new(Some(LENGTH), COLUMNS);
     // Not every architecture has a size that is known; what nodes do with it can be measured all the same.
     let shape = KvShape::read(&lab.wish.model);
     // Answers with the plain format, by length, of the present round.
     let mut answers: Vec<String> = Vec::new();
     lab.rounds(&mut sheet, &ways, |sheet, (name, &way), round| {
-        let settings = by_length::settings(lab, &lengths);
-        let settings = match way {
-            Way::Cached(format, is_shared) => {
-                settings.with("--kv-type", format.name).set("scheduler.prefix_cache", is_shared)
-            }
-            Way::Without => settings.set("scheduler.prefix_cache", false),
-        };
-        let warm = Warm::start(lab, &settings)?;
-        let served = &warm.served;
+        let warm = Warm::start(lab, &settings(lab, &lengths, way))?;
         if name == plain.name {
             answers.clear();
         }
         for (idx, &length) in lengths.iter().enumerate() {
-            let number = (round * lengths.len() + idx) as u64;
-            let prompt = warm.prompt(length, number);
+            let prompt = warm.prompt(length, (round * lengths.len() + idx) as u64);
             let level = length as f64;
             if let Way::Without = way {
-                let rate = rate_without_cache(lab, served, &prompt)?;
+                let rate = rate_without_cache(lab, &warm.served, &prompt)?;
                 sheet.add(name, level, round, [(DECODE.id, Some(rate))]);
                 continue;
             }
-            let (reply, figures) = by_length::measure(lab, served, &prompt, args.answer_tokens)?;
+            let (answer, figures) = with_cache(lab, &warm.served, &prompt, args.answer_tokens)?;
             sheet.add(name, level, round, figures);
-            let second = lab.ask(served, &[Ask::text(format!("{prompt}{OTHER_END}"), 1)])?;
-            let first_answer = answers.get(idx).unwrap_or(&reply.text);
-            let equal = equal_share(first_answer, &reply.text);
-            let figures = [(SHARED.id, second.first().and_then(ttft_ms)), (EQUAL.id, Some(equal))];
-            sheet.add(name, level, round, figures);
+            let first_answer = answers.get(idx).unwrap_or(&answer);
+            sheet.add(name, level, round, [(EQUAL.id, Some(equal_share(first_answer, &answer)))]);
             if answers.len() == idx {
-                answers.push(reply.text);
+                answers.push(answer);
             }
         }
         if let Way::Cached(format, _) = way {
-            let memory = served.node.memory().map(|memory| memory.anonymous_mib);
-            let metrics = lab.wait(async { Ok(served.node.metrics().await?) })?;
-            let capacity = metrics.sum("quern_kv_capacity_tokens").unwrap_or(0.0) as u64;
-            let computed = shape.as_ref().ok().and_then(|shape| shape.bytes(format, capacity));
-            let computed = computed.map(|bytes| bytes as f64 / f64::from(1 << 20));
-            let allocated = logged_mib(&served.node.log()?, "KV buffer size");
-            let figures = [(KV.id, allocated), (KV_COMPUTED.id, computed), (ANONYMOUS.id, memory)];
-            sheet.add(name, lengths[0] as f64, round, figures);
+            sheet.add(name, first_length, round, memory(lab, &warm.served, shape.as_ref().ok(), format)?);
         }
         Ok(())
     })?;
-    let panels = vec![
-        Panel::Lines(DECODE.id),
-        Panel::Lines(PREFILL.id),
-        Panel::Lines(SHARED.id),
-        Panel::Bars(KV.id, lengths[0] as f64),
-        Panel::Lines(EQUAL.id),
-    ];
-    let told = vec![check_of_sizes(&sheet, lengths[0] as f64, shape.as_ref().err())];
-    let mut findings = Findings::new(sheet, panels);
-    findings.told = told;
-    describe(&mut findings);
+    for KvFormat { name, .. } in FORMATS {
+        lab.say(format!("{name}: judging"));
+        lab.attempt(&mut sheet, name, |sheet| {
+            sheet.add(name, first_length, 0, quality::perplexity_with_kv(lab, name)?);
+            Ok(())
+        })?;
+    }
+    let told = check_of_sizes(&sheet, first_length, shape.as_ref().err());
+    let mut findings = Findings::new(sheet, panels(first_length));
+    findings.told = vec![told];
+    describe(lab, &mut findings);
     Ok(findings)
 }
 
-fn describe(findings: &mut Findings) {
+fn panels(first_length: f64) -> Vec<Panel> {
+    vec![
+        Panel::Lines(DECODE.id),
+        Panel::Lines(PREFILL.id),
+        Panel::Lines(SHARED.id),
+        Panel::Bars(KV.id, first_length),
+        Panel::Bars(PERPLEXITY.id, first_length),
+        Panel::Lines(EQUAL.id),
+    ]
+}
+
+fn settings(lab: &Lab, lengths: &[usize], way: Way) -> NodeSettings {
+    let settings = by_length::settings(lab, lengths);
+    match way {
+        Way::Cached(format, is_shared) => {
+            settings.with("--kv-type", format.name).set("scheduler.prefix_cache", is_shared)
+        }
+        Way::Without => settings.set("scheduler.prefix_cache", false),
+    }
+}
+
+/// A prompt's answer with its figures, and the time of a second prompt that begins like it.
+fn with_cache(
+    lab: &Lab,
+    served: &Served,
+    prompt: &str,
+    answer_tokens: u32,
+) -> anyhow::Result<(String, Figures)> {
+    let (reply, mut figures) = by_length::measure(lab, served, prompt, answer_tokens)?;
+    let second = lab.ask(served, &[Ask::text(format!("{prompt}{OTHER_END}"), 1)])?;
+    figures.push((SHARED.id, second.first().and_then(ttft_ms)));
+    Ok((reply.text, figures))
+}
+
+/// What a node takes, and what was computed of it.
+fn memory(lab: &Lab, served: &Served, shape: Option<&KvShape>, format: KvFormat) -> anyhow::Result<Figures> {
+    let memory = served.node.memory().map(|memory| memory.anonymous_mib);
+    let metrics = lab.wait(async { Ok(served.node.metrics().await?) })?;
+    let capacity = metrics.sum("quern_kv_capacity_tokens").unwrap_or(0.0) as u64;
+    let computed = shape.and_then(|shape| shape.bytes(format, capacity));
+    let computed = computed.map(|bytes| bytes as f64 / f64::from(1 << 20));
+    let allocated = logged_mib(&served.node.log()?, "KV buffer size");
+    Ok(vec![(KV.id, allocated), (KV_COMPUTED.id, computed), (ANONYMOUS.id, memory)])
+}
+
+fn describe(lab: &Lab, findings: &mut Findings) {
     findings.method = vec![
         "A node for each setting, with the same room for state; one request at a time, prompts of prose, the same ones for \
-         each setting of a round. Memory figures are of the whole node and stand at the first length."
+         each setting of a round. Memory figures are of the whole node; they and perplexity stand at the first length."
             .to_owned(),
         "`no cache` asks for one token at a time from a node that keeps nothing between requests, so that each token \
          costs the whole prompt before it: what decoding is without a cache."
             .to_owned(),
+        format!("{} How far answers stay the same is a weak witness: a changed word need not be a worse one.",
+            quality::perplexity_method(lab)),
     ];
-    findings.not_measured = vec![
-        "Perplexity by format of keys and values, which `quern eval --kv-type` gives. How far answers stay the same \
-         stands for it, and is a weak witness: a changed word need not be a worse one."
-            .to_owned(),
-        "Sharing among requests that run at once.".to_owned(),
-    ];
+    findings.not_measured = vec!["Sharing among requests that run at once.".to_owned()];
 }
 
 /// Tokens per second when everything is computed again for each.

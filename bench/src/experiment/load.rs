@@ -41,6 +41,8 @@ pub struct Ask {
     pub max_tokens: u32,
     /// What is asked instead of the server's own model.
     pub model: Option<String>,
+    /// Whether the answer has all of `max_tokens`, wherever it would have ended.
+    pub ignore_eos: bool,
 }
 
 impl Ask {
@@ -63,6 +65,12 @@ impl Ask {
     #[must_use]
     pub fn of(self, model: &str) -> Self {
         Self { model: Some(model.to_owned()), ..self }
+    }
+
+    /// For an answer that only `max_tokens` ends.
+    #[must_use]
+    pub fn never_ending(self) -> Self {
+        Self { ignore_eos: true, ..self }
     }
 
     fn question(&self, server: &Server) -> Question {
@@ -93,6 +101,9 @@ impl Ask {
         }
         body.insert("max_tokens".to_owned(), json!(self.max_tokens));
         body.insert("temperature".to_owned(), json!(0.0));
+        if self.ignore_eos {
+            body.insert("ignore_eos".to_owned(), json!(true));
+        }
         body.insert("stream".to_owned(), json!(true));
         body.insert("stream_options".to_owned(), json!({"include_usage": true}));
         Value::Object(body).to_string()
@@ -224,7 +235,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_run_lasts_from_the_first_intended_moment_to_the_last_end() {
+    fn a_run_lasts_from_the_first_intended_moment_never_ending_end() {
         let begin = Instant::now();
         let late = reply(begin + Duration::from_secs(2), &[100, 500], 1);
         assert_eq!(wall_s([&reply(begin, &[4000], 1), &late]), Some(4.0));
@@ -246,6 +257,8 @@ pub(super) mod tests {
         let server = Server { model: "base".to_owned(), ..Server::default() };
         let body = |ask: Ask| serde_json::from_str::<Value>(&ask.body(&server)).unwrap();
         assert_eq!(body(Ask::text("x".to_owned(), 4))["model"], "base");
+        assert_eq!(body(Ask::text("x".to_owned(), 4)).get("ignore_eos"), None);
+        assert_eq!(body(Ask::text("x".to_owned(), 4).never_ending())["ignore_eos"], true);
         let chat = Ask { system: Some("s".to_owned()), ..Ask::chat("x".to_owned(), 4).of("a") };
         let body = body(chat);
         assert_eq!((&body["model"], &body["messages"][1]["content"]), (&json!("a"), &json!("x")));

@@ -1,5 +1,6 @@
 //! `policies`: scheduling policies on the same arrivals, served by a real node and by the simulator.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,11 +13,13 @@ use super::About;
 use super::arrivals::poisson_times;
 use super::chart::Panel;
 use super::lab::{Lab, Served};
-use super::load::{Ask, quantile, send, send_all, ttft_ms, wall_s};
+use super::load::{Ask, closed_loop, quantile, send, ttft_ms, wall_s};
 use super::section::Findings;
 use super::sheet::{Column, Sheet, less, more, told};
 use super::speed::Figures;
-use super::{steps, texts};
+use super::steps::{self, Step};
+use super::texts;
+use crate::node::NodeSettings;
 use crate::reply::Reply;
 
 /// See the module's text.
@@ -29,18 +32,60 @@ pub(super) const ABOUT: About = About {
 /// Its own flags.
 #[derive(Debug, Args)]
 pub struct PoliciesArgs {
-    /// Policies' files (.wasm) beside the built-in scheduler.
-    #[arg(long = "policy", value_name = "FILE")]
-    policies: Vec<PathBuf>,
-    /// Arrivals as a share of what the node can do.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.7)]
+    /// A policy's file (.wasm) beside the built-in scheduler, with its settings; may be given again.
+    #[arg(long = "policy", value_name = "FILE[,KEY=VALUE…]", value_parser = Candidate::parse)]
+    policies: Vec<Candidate>,
+    /// Arrivals as a share of what the node can do. Where few requests wait, every order is the same.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
     load: f64,
-    /// Requests of each run; 24 with --quick, else 100.
+    /// Requests of each run; 20 with --quick, else 100.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4..))]
     requests: Option<u32>,
     /// Sequences that the node computes together.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     max_running: u32,
+}
+
+/// A policy with its settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Candidate {
+    file: PathBuf,
+    settings: BTreeMap<String, String>,
+}
+
+impl Candidate {
+    fn parse(given: &str) -> Result<Self, String> {
+        let mut parts = given.split(',');
+        let file = PathBuf::from(parts.next().unwrap_or_default());
+        if !file.is_file() {
+            return Err(format!("{}: there is no such file", file.display()));
+        }
+        let setting = |part: &str| {
+            let (key, value) = part.split_once('=').ok_or(format!("{part:?} is no KEY=VALUE"))?;
+            Ok::<_, String>((key.trim().to_owned(), value.trim().to_owned()))
+        };
+        let settings = parts.map(setting).collect::<Result<_, _>>()?;
+        let file = std::path::absolute(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        Ok(Self { file, settings })
+    }
+
+    fn name(&self) -> String {
+        let stem = self.file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        match self.pairs().collect::<Vec<_>>() {
+            pairs if pairs.is_empty() => stem,
+            pairs => format!("{stem} ({})", pairs.join(", ")),
+        }
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = String> {
+        self.settings.iter().map(|(key, value)| format!("{key}={value}"))
+    }
+
+    /// The part of a node's configuration that runs it.
+    fn config(&self) -> anyhow::Result<String> {
+        let policy = serde_json::json!({"policy": [{"file": self.file, "settings": self.settings}]});
+        Ok(toml::to_string(&policy)?)
+    }
 }
 
 const COLUMNS: &[Column] = &[
@@ -65,7 +110,7 @@ const BOTH: [(&str, &str); 5] = [
     ("tokens_per_s", "tokens_per_second"),
 ];
 const BUILTIN: &str = "builtin";
-/// Tokens of an answer at most, words of a prompt at least and at most.
+/// Tokens of an answer, words of a prompt at least and at most.
 const ANSWER_TOKENS: u32 = 32;
 const PROMPT_WORDS: (usize, usize) = (16, 160);
 /// Tokens of state.
@@ -73,36 +118,30 @@ const KV_CAPACITY: usize = 16_384;
 
 pub(super) fn policies(lab: &Lab, args: &PoliciesArgs) -> anyhow::Result<Findings> {
     anyhow::ensure!(args.load > 0.0 && args.load.is_finite(), "--load: the share must be above 0");
-    let num_requests = args.requests.unwrap_or(if lab.wish.is_quick { 24 } else { 100 }) as usize;
-    let mut ways: Vec<(String, Option<PathBuf>)> = vec![(BUILTIN.to_owned(), None)];
-    for file in &args.policies {
-        anyhow::ensure!(file.is_file(), "--policy {}: there is no such file", file.display());
-        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        ways.push((name, Some(std::path::absolute(file)?)));
-    }
+    let num_requests = args.requests.unwrap_or(if lab.wish.is_quick { 20 } else { 100 }) as usize;
+    let given = args.policies.iter().map(|candidate| (candidate.name(), Some(candidate)));
+    let ways: Vec<(String, Option<&Candidate>)> =
+        [(BUILTIN.to_owned(), None)].into_iter().chain(given).collect();
     lab.expect_steps(1 + ways.len() * lab.wish.rounds);
-    lab.say("what steps cost");
-    let (rate, costs, fitted) = fit_costs(lab, args, num_requests)?;
-    let rate = rate * args.load;
+    lab.say("what the node can do");
+    let rate = closed_rate(lab, args, num_requests)? * args.load;
     lab.advance();
 
     let mut sheet = Sheet::new(None, COLUMNS);
+    let mut costs = None;
     lab.rounds(&mut sheet, &ways, |sheet, (name, policy), round| {
-        let node = settings(lab, args);
-        let node = policy.iter().fold(node, |node, file| node.also("--policy", file.display()));
-        let served = lab.start(&node)?;
-        lab.ask(&served, &[Ask::text(texts::prose(16, u64::MAX / 2), 4)])?;
-        let times = poisson_times(num_requests, rate, round as u64);
-        let asks: Vec<Ask> = (0..num_requests).map(|idx| ask_of(round * num_requests + idx)).collect();
-        let replies = lab.wait(drive(lab, &served, &times, &asks))?;
-        let mut figures = figures(&replies);
+        let run = serve(lab, args, *policy, (num_requests, rate, round))?;
+        let mut figures = figures(&run.replies);
         figures.push(("offered_per_s", Some(rate)));
         sheet.add(&format!("{name}, real"), 0.0, round, figures);
-        let trace = lab.scratch(&format!("trace-{name}-{round}.csv"));
-        std::fs::write(&trace, trace_of(&times, &replies))?;
-        let policy = policy.as_ref().map_or(BUILTIN.to_owned(), |file| file.display().to_string());
-        let simulated = simulate(lab, args, &policy, [&trace, &costs])?;
+        let fitted = fit(lab, &run.steps)?;
+        let trace = lab.scratch("trace.csv");
+        std::fs::write(&trace, trace_of(&run.times, &run.replies))?;
+        let simulated = simulate(lab, args, *policy, [&trace, &fitted.costs])?;
         sheet.add(&format!("{name}, simulated"), 0.0, round, simulated);
+        if policy.is_none() {
+            costs = Some((std::fs::read_to_string(&fitted.costs)?, fitted.told));
+        }
         Ok(())
     })?;
     let panels = COLUMNS[..5].iter().map(|column| Panel::Bars(column.id, 0.0)).collect();
@@ -110,17 +149,11 @@ pub(super) fn policies(lab: &Lab, args: &PoliciesArgs) -> anyhow::Result<Finding
     let told = errors_of(&sheet, &names);
     let mut findings = Findings::new(sheet, panels);
     findings.told = told;
-    findings.files.push(("costs.json", std::fs::read_to_string(&costs)?));
-    findings.method = vec![
-        format!(
-            "A node for each policy in turn, {} sequences at once; requests of {} to {} words for {ANSWER_TOKENS} tokens \
-             arrive at random (Poisson), the same ones for each policy of a round, at {:.2} times what the node did \
-             with {} clients in closed loop. The simulator serves the arrivals, prompts and answers that the real node \
-             had.",
-            args.max_running, PROMPT_WORDS.0, PROMPT_WORDS.1, args.load, args.max_running
-        ),
-        format!("Costs of steps were fitted to a run before: {fitted}."),
-    ];
+    findings.method = method(args);
+    if let Some((json, told)) = costs {
+        findings.files.push(("costs.json", json));
+        findings.method.push(format!("`costs.json` is of the built-in scheduler's last run: {told}."));
+    }
     if args.policies.is_empty() {
         findings
             .not_measured
@@ -129,8 +162,53 @@ pub(super) fn policies(lab: &Lab, args: &PoliciesArgs) -> anyhow::Result<Finding
     Ok(findings)
 }
 
-fn settings(lab: &Lab, args: &PoliciesArgs) -> crate::node::NodeSettings {
+fn method(args: &PoliciesArgs) -> Vec<String> {
+    vec![
+        format!(
+            "A node for each policy in turn, {} sequences at once; requests of {} to {} words for {ANSWER_TOKENS} tokens \
+             arrive at random (Poisson), the same ones for each policy of a round, at {:.2} times what the node did \
+             with {} clients in closed loop. The simulator serves the arrivals, prompts and answers that the real node \
+             had.",
+            args.max_running, PROMPT_WORDS.0, PROMPT_WORDS.1, args.load, args.max_running
+        ),
+        "Costs of steps are fitted to the steps of the very run that is simulated: what is held against the node is the \
+         order and the make-up of steps, not how the machine's speed drifts between runs."
+            .to_owned(),
+    ]
+}
+
+fn settings(lab: &Lab, args: &PoliciesArgs) -> NodeSettings {
     lab.settings(&lab.wish.model).with("--max-running", args.max_running).with("--kv-capacity", KV_CAPACITY)
+}
+
+/// What a node did.
+struct Run {
+    times: Vec<Duration>,
+    replies: Vec<Reply>,
+    steps: Vec<Step>,
+}
+
+/// Serves a round's arrivals: so many, at a rate, of a round.
+fn serve(
+    lab: &Lab,
+    args: &PoliciesArgs,
+    policy: Option<&Candidate>,
+    (num_requests, rate, round): (usize, f64, usize),
+) -> anyhow::Result<Run> {
+    let mut node = steps::LOG_SWITCHES
+        .iter()
+        .fold(settings(lab, args), |node, (switch, value)| node.with(switch, value));
+    if let Some(policy) = policy {
+        node.config = policy.config()?;
+    }
+    let served = lab.start(&node)?;
+    lab.ask(&served, &[Ask::text(texts::prose(16, u64::MAX / 2), 4)])?;
+    let num_warming = steps::read(&served.node.log()?).len();
+    let times = poisson_times(num_requests, rate, round as u64);
+    let asks: Vec<Ask> = (0..num_requests).map(|idx| ask_of(round * num_requests + idx)).collect();
+    let replies = lab.wait(drive(lab, &served, &times, &asks))?;
+    let steps = steps::read(&served.node.log()?).split_off(num_warming);
+    Ok(Run { times, replies, steps })
 }
 
 /// Prompts of many lengths, none of which begins as another does.
@@ -138,34 +216,33 @@ fn ask_of(number: usize) -> Ask {
     let (least, most) = PROMPT_WORDS;
     // A step that has no factor in common with the range: every length comes as often.
     let num_words = least + number * 59 % (most - least + 1);
-    Ask::text(texts::prose(num_words, number as u64), ANSWER_TOKENS)
+    Ask::text(texts::prose(num_words, number as u64), ANSWER_TOKENS).never_ending()
 }
 
-/// Requests per second in closed loop, the file with the steps' costs, and what the fit said.
-fn fit_costs(lab: &Lab, args: &PoliciesArgs, num_requests: usize) -> anyhow::Result<(f64, PathBuf, String)> {
-    let node = steps::LOG_SWITCHES
-        .iter()
-        .fold(settings(lab, args), |node, (switch, value)| node.with(switch, value));
-    let served = lab.start(&node)?;
+/// Requests per second in closed loop.
+fn closed_rate(lab: &Lab, args: &PoliciesArgs, num_requests: usize) -> anyhow::Result<f64> {
+    let served = lab.start(&settings(lab, args))?;
     // Numbers of their own, far from those of the runs.
     let ask = |idx: usize| ask_of(1_000_000 + idx);
-    // Few sequences, then many: what a row costs shows in the difference.
-    for idx in 0..4 {
-        lab.ask(&served, &[ask(idx)])?;
-    }
-    let asks: Vec<Ask> = (4..4 + num_requests).map(ask).collect();
-    let begun = Instant::now();
-    for batch in asks.chunks(args.max_running as usize) {
-        lab.wait(send_all(lab.client(), &served.server, batch))?;
-    }
-    let rate = asks.len() as f64 / begun.elapsed().as_secs_f64();
+    lab.ask(&served, &[ask(0)])?;
+    let asks: Vec<Ask> = (1..=num_requests).map(ask).collect();
+    let replies = lab.wait(closed_loop(lab.client(), &served.server, &asks, args.max_running as usize))?;
+    Ok(num_requests as f64 / wall_s(&replies).context("nothing was asked")?)
+}
+
+/// What steps cost: the file with the figures, and what the fit said.
+struct Fitted {
+    costs: PathBuf,
+    told: String,
+}
+
+fn fit(lab: &Lab, steps: &[Step]) -> anyhow::Result<Fitted> {
     let (table, costs) = (lab.scratch("steps.csv"), lab.scratch("costs.json"));
-    std::fs::write(&table, steps::table(&steps::read(&served.node.log()?)))?;
-    drop(served);
+    std::fs::write(&table, steps::table(steps))?;
     let words = ["policy".to_owned(), "fit".to_owned(), table.display().to_string()];
     let out = ["--costs-out".to_owned(), costs.display().to_string()];
     let told = lab.quern(words.into_iter().chain(out))?;
-    Ok((rate, costs, told.lines().collect::<Vec<_>>().join("; ")))
+    Ok(Fitted { costs, told: told.lines().collect::<Vec<_>>().join("; ") })
 }
 
 async fn drive(lab: &Lab, served: &Served, times: &[Duration], asks: &[Ask]) -> anyhow::Result<Vec<Reply>> {
@@ -206,14 +283,18 @@ fn figures(replies: &[Reply]) -> Figures {
 fn simulate(
     lab: &Lab,
     args: &PoliciesArgs,
-    policy: &str,
+    policy: Option<&Candidate>,
     [trace, costs]: [&PathBuf; 2],
 ) -> anyhow::Result<Figures> {
+    let file = policy.map_or(BUILTIN.to_owned(), |policy| policy.file.display().to_string());
     let (trace, costs) = (trace.display().to_string(), costs.display().to_string());
     let (max_running, capacity) = (args.max_running.to_string(), KV_CAPACITY.to_string());
-    let words = ["policy", "simulate", policy, "--json", "--trace", &trace, "--costs", &costs];
-    let limits = ["--max-running", &max_running, "--kv-capacity", &capacity];
-    let printed = lab.quern(words.into_iter().chain(limits))?;
+    let words = ["policy", "simulate", &file, "--json", "--trace", &trace, "--costs", &costs];
+    let limits = ["--max-running", &max_running, "--kv-capacity", &capacity].map(str::to_owned);
+    let words = words.map(str::to_owned).into_iter().chain(limits);
+    let pairs = policy.iter().flat_map(|policy| policy.pairs());
+    let words = words.chain(pairs.flat_map(|pair| ["--config".to_owned(), pair]));
+    let printed = lab.quern(words)?;
     let report: serde_json::Value =
         serde_json::from_str(&printed).context("quern policy simulate printed no JSON")?;
     let of = |name: &str| report.pointer(&format!("/policies/0/{name}")).and_then(serde_json::Value::as_f64);
@@ -257,6 +338,21 @@ mod tests {
         sheet.add("builtin, simulated", 0.0, 0, [("ttft_p50_ms", Some(125.0))]);
         assert_eq!(errors_of(&sheet, &["builtin"]), ["builtin, simulated against real: TTFT p50 ms +25 %."]);
         assert!(errors_of(&sheet, &["other"]).is_empty());
+    }
+
+    #[test]
+    fn a_policy_is_given_with_its_settings() {
+        let file = tempfile::NamedTempFile::with_suffix(".wasm").unwrap();
+        let (path, stem) = (file.path().display(), file.path().file_stem().unwrap().to_str().unwrap());
+        let plain = Candidate::parse(&path.to_string()).unwrap();
+        assert_eq!(plain.name(), stem);
+        let set = Candidate::parse(&format!("{path},ageing=20, share = 0.5")).unwrap();
+        assert_eq!(set.name(), format!("{stem} (ageing=20, share=0.5)"));
+        let config: toml::Value = toml::from_str(&set.config().unwrap()).unwrap();
+        assert_eq!(config["policy"][0]["settings"]["share"].as_str(), Some("0.5"));
+        assert_eq!(config["policy"][0]["file"].as_str(), file.path().to_str());
+        assert!(Candidate::parse(&format!("{path},ageing")).unwrap_err().contains("no KEY=VALUE"));
+        assert!(Candidate::parse("nowhere.wasm").unwrap_err().contains("no such file"));
     }
 
     #[test]

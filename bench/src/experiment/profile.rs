@@ -142,11 +142,7 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
 
     let level = Some(("tokens_or_sequences", "tokens of the prompt, or sequences at once"));
     let mut sheet = Sheet::new(level, COLUMNS);
-    let settings = steps::LOG_SWITCHES
-        .iter()
-        .fold(by_length::settings(lab, &lengths), |settings, (switch, value)| settings.with(switch, value));
-    let largest = batches.iter().max().copied().unwrap_or(1);
-    let settings = settings.with("--max-running", largest.max(64));
+    let settings = settings(lab, &lengths, &batches);
     let warm = Warm::start(lab, &settings)?;
     let served = &warm.served;
     let mut missed = BTreeSet::new();
@@ -171,16 +167,7 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
         Ok(())
     })?;
     lab.attempt(&mut sheet, MODEL, |sheet| {
-        let memory = served.node.memory();
-        sheet.add(
-            MODEL,
-            0.0,
-            0,
-            [
-                (RESIDENT.id, memory.map(|memory| memory.resident_mib)),
-                (ANONYMOUS.id, memory.map(|memory| memory.anonymous_mib)),
-            ],
-        );
+        sheet.add(MODEL, 0.0, 0, memory(served));
         sheet.add(MODEL, 0.0, 0, quality::accuracy(lab, &lab.wish.model, None)?);
         Ok(())
     })?;
@@ -203,6 +190,21 @@ pub(super) fn profile(lab: &Lab, args: &ProfileArgs) -> anyhow::Result<Findings>
     findings.files.push(("trace.json", steps::trace(&steps, events)));
     findings.files.push(("steps.csv", steps::table(&steps)));
     Ok(findings)
+}
+
+/// A node that logs its steps, with room for all of a batch.
+fn settings(lab: &Lab, lengths: &[usize], batches: &[usize]) -> NodeSettings {
+    let largest = batches.iter().max().copied().unwrap_or(1);
+    let settings = by_length::settings(lab, lengths).with("--max-running", largest.max(64));
+    steps::LOG_SWITCHES.iter().fold(settings, |settings, (switch, value)| settings.with(switch, value))
+}
+
+fn memory(served: &Served) -> Figures {
+    let memory = served.node.memory();
+    vec![
+        (RESIDENT.id, memory.map(|memory| memory.resident_mib)),
+        (ANONYMOUS.id, memory.map(|memory| memory.anonymous_mib)),
+    ]
 }
 
 /// Tells what single operations take, or why that is not known, and gives their part of the trace.
@@ -250,7 +252,8 @@ fn prefill(
 fn decode(lab: &Lab, served: &Served, batch: usize) -> anyhow::Result<Option<f64>> {
     // The first must still decode when the last begins, and while others' prompts are computed they go on.
     let tokens = if lab.wish.is_quick { 32 } else { 96 } + 6 * batch as u32;
-    let asks: Vec<Ask> = (0..batch).map(|_| Ask::chat(texts::task(lab.next_text()), tokens)).collect();
+    let ask = || Ask::chat(texts::task(lab.next_text()), tokens).never_ending();
+    let asks: Vec<Ask> = (0..batch).map(|_| ask()).collect();
     Ok(decode_rate(&lab.ask(served, &asks)?))
 }
 

@@ -35,10 +35,28 @@ const CONTEXT: u32 = 256;
 /// # Errors
 /// When the command fails or prints something else.
 pub fn perplexity(lab: &Lab, model: &Path, adapter: Option<&Path>) -> anyhow::Result<Figures> {
+    perplexity_with(lab, model, adapter, [])
+}
+
+/// Perplexity of the model with keys and values in a format.
+///
+/// # Errors
+/// When the command fails or prints something else.
+pub fn perplexity_with_kv(lab: &Lab, kv_type: &str) -> anyhow::Result<Figures> {
+    perplexity_with(lab, &lab.wish.model, None, ["--kv-type", kv_type])
+}
+
+fn perplexity_with<const N: usize>(
+    lab: &Lab,
+    model: &Path,
+    adapter: Option<&Path>,
+    settings: [&str; N],
+) -> anyhow::Result<Figures> {
     let text = lab.text_file()?;
     let num_windows = if lab.wish.is_quick { 4 } else { 40 };
-    let limits =
-        ["--context".to_owned(), CONTEXT.to_string(), "--chunks".to_owned(), num_windows.to_string()];
+    let windows =
+        ["--context", &CONTEXT.to_string(), "--chunks", &num_windows.to_string()].map(str::to_owned);
+    let limits = windows.into_iter().chain(settings.map(str::to_owned));
     let report = evaluate(lab, model, adapter, ("--text", &text), limits)?;
     let found = |path: &str| report.pointer(path).and_then(Value::as_f64);
     let perplexity = found("/models/0/perplexity/mean").context("quern eval printed no perplexity")?;
@@ -105,13 +123,19 @@ fn evaluate(
     serde_json::from_str(&printed).context("quern eval printed no JSON")
 }
 
-/// What a reader must know of these figures.
-pub fn method(lab: &Lab) -> String {
+/// What a reader must know of perplexity.
+pub fn perplexity_method(lab: &Lab) -> String {
     let text = if lab.wish.text.is_some() { "a text that was given" } else { "a short text of this program" };
+    format!("Perplexity: `quern eval --text`, windows of {CONTEXT} tokens, on {text}.")
+}
+
+/// What a reader must know of all these figures.
+pub fn method(lab: &Lab) -> String {
     let rows = if lab.wish.csv.is_some() { "rows that were given" } else { "rows of this program" };
     format!(
-        "Perplexity: `quern eval --text`, windows of {CONTEXT} tokens, on {text}. Accuracy: `quern eval --csv`, at most \
-         {} {rows}; where there is no classification head, by how likely the model is to answer with each label.",
+        "{} Accuracy: `quern eval --csv`, at most {} {rows}; where there is no classification head, by how likely the \
+         model is to answer with each label.",
+        perplexity_method(lab),
         max_rows(lab)
     )
 }

@@ -20,13 +20,16 @@ pub(super) const ABOUT: About = About {
 };
 
 /// Every format that `quern quantize` writes, the largest first.
-const FORMATS: &str = "F32,BF16,F16,Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M,Q2_K";
+const FORMATS: [&str; 10] =
+    ["F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K"];
+/// Those of them that a quick look leaves out: F16 stands for whole numbers.
+const SLOW_FORMATS: [&str; 2] = ["F32", "BF16"];
 
 /// Its own flags.
 #[derive(Debug, Args)]
 pub struct QuantizationArgs {
-    /// Formats to make.
-    #[arg(long, value_name = "TYPES", value_delimiter = ',', default_value = FORMATS)]
+    /// Formats to make; all that there are, but for F32 and BF16 with --quick.
+    #[arg(long, value_name = "TYPES", value_delimiter = ',')]
     formats: Vec<String>,
     /// An importance matrix for the formats that use one.
     #[arg(long, value_name = "FILE")]
@@ -34,9 +37,16 @@ pub struct QuantizationArgs {
 }
 
 pub(super) fn quantization(lab: &Lab, args: &QuantizationArgs) -> anyhow::Result<Findings> {
-    lab.expect_steps((args.formats.len() + 1) * (1 + lab.wish.rounds));
+    let is_left_out = |format: &&str| lab.wish.is_quick && SLOW_FORMATS.contains(format);
+    let formats: Vec<String> = match &args.formats[..] {
+        [] => {
+            FORMATS.iter().filter(|format| !is_left_out(format)).map(|format| (*format).to_owned()).collect()
+        }
+        given => given.to_vec(),
+    };
+    lab.expect_steps((formats.len() + 1) * (1 + lab.wish.rounds));
     let mut sheet = model_files::sheet();
-    let made = args.formats.iter().map(|format| (format.clone(), Some(format)));
+    let made = formats.iter().map(|format| (format.clone(), Some(format)));
     let wanted = std::iter::once((AS_GIVEN.to_owned(), None)).chain(made);
     let files = model_files::make_and_judge(lab, &mut sheet, wanted, |format| match format {
         Some(format) => quantize(lab, args, format),
@@ -63,6 +73,11 @@ pub(super) fn quantization(lab: &Lab, args: &QuantizationArgs) -> anyhow::Result
         "Speed with many clients at once: see `profile`.".to_owned(),
         "Quality on long texts.".to_owned(),
     ];
+    let left_out: Vec<&str> =
+        FORMATS.into_iter().filter(|format| !formats.iter().any(|other| other == format)).collect();
+    if !left_out.is_empty() {
+        findings.not_measured.push(format!("Formats that were left out: {}.", left_out.join(", ")));
+    }
     Ok(findings)
 }
 
@@ -81,9 +96,10 @@ mod tests {
 
     #[test]
     fn every_format_is_named_once() {
-        let mut formats: Vec<&str> = FORMATS.split(',').collect();
+        let mut formats = FORMATS.to_vec();
         formats.sort_unstable();
         formats.dedup();
         assert_eq!(formats.len(), 10);
+        assert!(SLOW_FORMATS.iter().all(|slow| formats.contains(slow)));
     }
 }

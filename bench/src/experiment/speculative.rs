@@ -62,7 +62,7 @@ const COMPARED: Column = told("compared_answers", "compared", "answers that were
 const PROVEN: Column = told(
     "proven_share",
     "equal, computed row by row, share",
-    "the same of nodes that compute each row of a step as they would one alone",
+    "the same of nodes that compute the rows of a step one after the other",
 );
 
 const COLUMNS: &[Column] =
@@ -133,8 +133,8 @@ fn node(lab: &Lab, args: &SpeculativeArgs, speculation: &Speculation) -> NodeSet
     }
 }
 
-/// Asks the first round's tasks once more where rounding does not depend on how many rows a step has.
-/// Tells where answers part even there.
+/// Asks the first round's tasks once more of nodes that compute the rows of a step one after the other, so that no
+/// rounding depends on how many there are. Tells where answers part even there.
 fn prove(
     lab: &Lab,
     args: &SpeculativeArgs,
@@ -145,9 +145,7 @@ fn prove(
     for (name, speculation) in settings {
         lab.say(format!("{name}: are answers the same, row by row"));
         let said = lab.attempt(sheet, name, |_| {
-            let alike =
-                node(lab, args, speculation).with("--kv-type", "f32").set("engine.llama.repack", false);
-            let served = lab.start(&alike)?;
+            let served = lab.start(&node(lab, args, speculation).set("engine.llama.micro_batch_rows", 1))?;
             let mut said = Vec::new();
             for task in tasks(lab, args, 0)? {
                 said.extend(measure(lab, &served, &task)?.1);
@@ -174,9 +172,9 @@ fn describe(findings: &mut Findings, unlike: &[String], disproved: &[String]) {
             .to_owned(),
         "A guess is checked in one step with several rows, and sums of floating-point numbers depend on how many rows a \
          step has: where two tokens are all but equally likely, an answer may differ for that alone. So the first \
-         round's tasks are asked once more of nodes that compute each row of a step as they would one alone: with \
-         `--kv-type f32` attention is not fused, and with `engine.llama.repack=false` weights are not rearranged for \
-         products of several rows. What still parts there may do so for the order in which products are summed."
+         round's tasks are asked once more of nodes that compute the rows of a step one after the other \
+         (`engine.llama.micro_batch_rows=1`), at the price of all speed. An answer that differs there does so for the \
+         speculation."
             .to_owned(),
     ];
     if disproved.is_empty() && findings.sheet.has_values(PROVEN.id) {
