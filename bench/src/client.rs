@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use crate::answer::{Completion, Labels};
+use crate::connections::Connections;
 use crate::http::{Address, HttpError, header, is_broken, send};
 use crate::reply::{Failure, Reply};
 use crate::request::{AnswerShape, Question};
@@ -38,16 +39,25 @@ pub struct Server {
 }
 
 /// Sends requests to servers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Client {
     stall_timeout: Duration,
     request_timeout: Duration,
+    connections: Connections,
+    keeps_connections: bool,
 }
 
 impl Client {
     /// A client that takes a silence of `stall_timeout` for a stall, and ends every request at `request_timeout`.
+    /// It keeps connections open for later requests.
     pub fn new(stall_timeout: Duration, request_timeout: Duration) -> Self {
-        Self { stall_timeout, request_timeout }
+        Self { stall_timeout, request_timeout, connections: Connections::default(), keeps_connections: true }
+    }
+
+    /// One that keeps connections, or opens one for each request.
+    #[must_use]
+    pub fn keeping_connections(self, keeps_connections: bool) -> Self {
+        Self { keeps_connections, ..self }
     }
 
     /// Asks for the first model that the server lists.
@@ -123,11 +133,17 @@ impl Client {
             headers.push(header(name, value).map_err(unsendable)?);
         }
         reply.sent = Instant::now();
-        let sending = send(&server.url, question.path, headers, Some(question.body.clone()));
-        let response = match timeout(self.stall_timeout, sending).await {
+        let sending = self.connections.send(&server.url, question.path, &headers, &question.body);
+        let (response, lease) = match timeout(self.stall_timeout, sending).await {
             Err(_) => return Err((Failure::Stall, format!("no response for {:?}", self.stall_timeout))),
             Ok(Err(error)) => return Err((kind_of(&error), with_causes(&error))),
-            Ok(Ok(response)) => response,
+            Ok(Ok(answer)) => answer,
+        };
+        // A connection whose answer was not read to the end is closed with its lease.
+        let keep = move || {
+            if self.keeps_connections {
+                lease.keep();
+            }
         };
         let (head, mut body) = response.into_parts();
         if head.status != StatusCode::OK {
@@ -136,7 +152,9 @@ impl Client {
             return Err((Failure::Status(head.status.as_u16()), beginning(&text)));
         }
         if question.shape == AnswerShape::Stream {
-            return read_stream(&mut body, self.stall_timeout, reply, on_delta).await;
+            read_stream(&mut body, self.stall_timeout, reply, on_delta).await?;
+            keep();
+            return Ok(());
         }
         let bytes = match timeout(self.stall_timeout, body.collect()).await {
             Err(_) => return Err((Failure::Stall, format!("no body for {:?}", self.stall_timeout))),
@@ -144,6 +162,7 @@ impl Client {
             Ok(Ok(body)) => body.to_bytes(),
         };
         reply.ended = Instant::now();
+        keep();
         match question.shape {
             AnswerShape::Labels => apply_labels(&bytes, reply),
             AnswerShape::Whole | AnswerShape::Stream => apply_whole(&bytes, reply),

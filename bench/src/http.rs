@@ -1,7 +1,6 @@
-//! One HTTP/1.1 exchange on a connection of its own. It knows addresses and bytes, and nothing of completions.
+//! One HTTP/1.1 exchange. It knows addresses and bytes, and nothing of completions.
 //!
-//! A connection for each request: some servers close idle ones just as they are used again. The request goes to
-//! hyper directly, without a pool, redirects or cookies, because the client's cost is part of what is measured.
+//! Requests go to hyper directly, without redirects or cookies, because the client's cost is part of what is measured.
 
 use std::time::Duration;
 
@@ -51,7 +50,7 @@ pub fn is_broken(error: &hyper::Error) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address<'a> {
     /// As the header `host` has it.
-    authority: &'a str,
+    pub authority: &'a str,
     path: &'a str,
 }
 
@@ -93,6 +92,9 @@ pub fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Stri
     Ok((header_name, value))
 }
 
+/// Sends requests on a connection, one after the other.
+pub type Sender = http1::SendRequest<Full<Bytes>>;
+
 /// Connects, sends a request to a path below the address, and waits for the response's head. Dropping the future, or
 /// later the response, hangs up.
 ///
@@ -105,6 +107,20 @@ pub async fn send(
     body: Option<Bytes>,
 ) -> Result<Response<Incoming>, HttpError> {
     let address = Address::parse(url)?;
+    let request = request(&address, path, headers, body)?;
+    Ok(connect(&address).await?.send_request(request).await?)
+}
+
+/// A request for a path below an address.
+///
+/// # Errors
+/// When HTTP does not allow it.
+pub fn request(
+    address: &Address<'_>,
+    path: &str,
+    headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>,
+    body: Option<Bytes>,
+) -> Result<Request<Full<Bytes>>, HttpError> {
     let unsendable = |reason: String| HttpError::Unsendable { reason };
     let method = if body.is_some() { "POST" } else { "GET" };
     let target = match format!("{}{path}", address.path) {
@@ -116,17 +132,27 @@ pub async fn send(
         .uri(target)
         .header(HOST, address.authority)
         .body(Full::new(body.unwrap_or_default()))
-        .map_err(|error| unsendable(format!("{url}{path}: {error}")))?;
+        .map_err(|error| {
+            unsendable(format!("http://{}{}{path}: {error}", address.authority, address.path))
+        })?;
     request.headers_mut().extend(headers);
+    Ok(request)
+}
+
+/// Opens a connection. Dropping what sends on it, and what it sent last, closes it.
+///
+/// # Errors
+/// When nobody listens.
+pub async fn connect(address: &Address<'_>) -> Result<Sender, HttpError> {
     let connect_error = |source| HttpError::Connect { authority: address.authority.to_owned(), source };
     let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address.endpoint())).await;
     let stream =
         stream.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(connect_error)?;
     stream.set_nodelay(true).map_err(connect_error)?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // It ends when the response was read or dropped; how it ended shows there.
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // How it ends shows where a response is read.
     tokio::spawn(connection);
-    Ok(sender.send_request(request).await?)
+    Ok(sender)
 }
 
 #[cfg(test)]

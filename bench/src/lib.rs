@@ -12,6 +12,7 @@ pub mod ceilings;
 pub mod check;
 pub mod client;
 pub mod cold_start;
+pub mod connections;
 pub mod drive;
 pub mod experiment;
 pub mod found;

@@ -174,7 +174,9 @@ async fn run_plan(
     progress: &Progress,
     mut sink: Box<dyn Sink + Send>,
 ) -> anyhow::Result<RunOutcome> {
-    let client = Client::new(plan.workload.stall_timeout, plan.workload.request_timeout);
+    let workload = &plan.workload;
+    let client = Client::new(workload.stall_timeout, workload.request_timeout)
+        .keeping_connections(workload.keeps_connections);
     let mut outcome = RunOutcome::default();
     if let Load::Ramp { .. } = plan.workload.load {
         outcome.ramp_ends = plan.servers.iter().map(|server| RampEnd::new(&server.name)).collect();

@@ -134,6 +134,8 @@ pub struct Workload {
     pub prompts: PromptSource,
     /// How requests arrive.
     pub load: Load,
+    /// Whether connections stay open between requests; else each request opens its own.
+    pub keeps_connections: bool,
     /// Requests to each server before each of its phases that are not counted.
     pub warmup: usize,
     /// Longest silence before a request counts as stalled.
@@ -221,6 +223,7 @@ impl Workload {
             tenants,
             objective: raw.objective,
             prompts: raw.prompts,
+            keeps_connections: raw.load.keep_connections,
             warmup: raw.load.warmup,
             load: raw.load.resolve(&place)?,
             stall_timeout,

@@ -117,7 +117,7 @@ fn the_most_precise_keys_and_values_that_fit_are_used() {
     assert!(tight.evidence.iter().any(|line| line.starts_with("does not fit: f16")), "{tight:?}");
     assert!(tight.evidence.iter().any(|line| line.starts_with("equal_share 0.80")), "{tight:?}");
     assert!(tight.evidence.iter().any(|line| line.starts_with("perplexity 10.5")), "{tight:?}");
-    assert!(tight.because.contains("more than 2 % above the best"), "{tight:?}");
+    assert!(tight.because.contains("more than 2.00 % above the best"), "{tight:?}");
     assert!(!on(topic, root.path(), &[]).because.contains("above"));
     let old = "setting,length_tokens,round,anonymous_mib,failed\nf16,256,0,300,\n";
     leave(root.path(), "kv-cache", "kv-cache", old);

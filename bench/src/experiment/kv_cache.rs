@@ -25,7 +25,7 @@ pub(super) const ABOUT: About = About {
 /// Its own flags.
 #[derive(Debug, Args)]
 pub struct KvCacheArgs {
-    /// Prompts' lengths in tokens; 256,512,1024 with --quick.
+    /// Prompts' lengths in tokens; 256,1024 with --quick.
     #[arg(long, value_name = "TOKENS", value_delimiter = ',')]
     lengths: Vec<usize>,
     /// Tokens of an answer.
@@ -69,7 +69,7 @@ enum Way {
 }
 
 pub(super) fn kv_cache(lab: &Lab, args: &KvCacheArgs) -> anyhow::Result<Findings> {
-    let lengths = by_length::lengths(lab, &args.lengths, &[256, 512, 1024])?;
+    let lengths = by_length::lengths(lab, &args.lengths, &[256, 1024])?;
     let first_length = lengths[0] as f64;
     let [plain, ..] = FORMATS;
     let mut ways: Vec<(String, Way)> =

@@ -215,9 +215,13 @@ impl Operations {
             let [before, after] = phase.untimed_ms;
             let cost_us =
                 (phase.timed_ms - f64::midpoint(before, after)) * 1e3 / phase.num_operations.max(1) as f64;
+            let cost = match cost_us {
+                cost_us if cost_us > 0.0 => format!("so that timing cost {cost_us:.1} µs an operation"),
+                _ => "so that what timing costs is lost in the machine's own changes of speed".to_owned(),
+            };
             findings.told.push(format!(
                 "{name}, {} operations one at a time: {} ms, of which {} ms in operations; without timing them {} ms \
-                 before and {} ms after, so that timing cost {cost_us:.1} µs an operation.{}",
+                 before and {} ms after, {cost}.{}",
                 phase.num_operations,
                 number(phase.timed_ms),
                 number(phase.operations_ms),

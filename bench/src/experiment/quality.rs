@@ -103,7 +103,7 @@ pub fn system(lab: &Lab) -> Option<&str> {
 
 /// Rows that are judged at most.
 pub fn max_rows(lab: &Lab) -> usize {
-    if lab.wish.is_quick { 16 } else { 200 }
+    if lab.wish.is_quick { 8 } else { 200 }
 }
 
 fn evaluate(

@@ -54,7 +54,7 @@ impl Amounts {
     /// Enough to see differences of a few per cent on a quiet machine; less where time is short.
     pub fn of(lab: &Lab) -> Self {
         if lab.wish.is_quick {
-            Self { num_prefills: 2, prompt_words: 160, decode_tokens: 48 }
+            Self { num_prefills: 2, prompt_words: 120, decode_tokens: 48 }
         } else {
             Self { num_prefills: 4, prompt_words: 340, decode_tokens: 128 }
         }

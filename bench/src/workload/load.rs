@@ -115,12 +115,18 @@ pub(super) struct RawLoad {
     rest_s: Option<f64>,
     long: Option<PromptSource>,
     long_max_tokens: Option<u32>,
+    #[serde(default = "default_keep_connections")]
+    pub(super) keep_connections: bool,
     #[serde(default)]
     pub(super) warmup: usize,
     #[serde(default = "default_stall_timeout_s")]
     pub(super) stall_timeout_s: f64,
     #[serde(default = "default_request_timeout_s")]
     pub(super) request_timeout_s: f64,
+}
+
+fn default_keep_connections() -> bool {
+    true
 }
 
 fn default_stall_timeout_s() -> f64 {

@@ -239,7 +239,8 @@ fn each_response_is_read_to_its_end() {
         CLEAN_ENDS.0.send(matches!(stream.read(&mut [0]), Ok(0))).unwrap();
         Ok(false)
     }
-    let load = "mode = \"closed\"\nclients = [1]\nrequests = 20";
+    // On a connection that is kept, the next request would come in place of an end.
+    let load = "mode = \"closed\"\nclients = [1]\nrequests = 20\nkeep_connections = false";
     let (outcome, _) = outcome(load, "", &[serve(note_end)]);
     assert_eq!(outcome.phases[0].num_ok, 20);
     let ends = CLEAN_ENDS.1.lock().unwrap();
