@@ -2,6 +2,7 @@
 //!
 //! The one that was used last is used again first, so that there are as many as there were requests at once. A server
 //! may close one just as it is used again: then, and only then, a request is sent a second time, on a new connection.
+//! It knows HTTP, by `http`, and nothing of completions; `client` reads the answers and says which connections to keep.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

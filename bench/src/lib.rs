@@ -2,8 +2,8 @@
 //!
 //! The crate speaks HTTP and reads files; it knows no engine, and nothing of any server beyond its public
 //! endpoints. The exception is `experiment` with `node`: it starts Quern with the settings that it compares. A run goes
-//! `workload` + `prompts` → `run` → `drive` (with `arrivals`) or `long_prompt` → `request` → `client` → `check` →
-//! `summary` → `output`; `results` reads what a run left, and `report` shows it.
+//! `workload` + `prompts` → `run` → `drive` (with `arrivals`) or `long_prompt` → `request` → `client` (on `connections`) →
+//! `check` → `summary` → `output`; `results` reads what a run left, and `report` shows it.
 
 pub mod advise;
 mod answer;

@@ -35,7 +35,7 @@ const CONTEXT: u32 = 256;
 /// # Errors
 /// When the command fails or prints something else.
 pub fn perplexity(lab: &Lab, model: &Path, adapter: Option<&Path>) -> anyhow::Result<Figures> {
-    perplexity_with(lab, model, adapter, [])
+    perplexity_with(lab, model, adapter, &[])
 }
 
 /// Perplexity of the model with keys and values in a format.
@@ -43,20 +43,20 @@ pub fn perplexity(lab: &Lab, model: &Path, adapter: Option<&Path>) -> anyhow::Re
 /// # Errors
 /// When the command fails or prints something else.
 pub fn perplexity_with_kv(lab: &Lab, kv_type: &str) -> anyhow::Result<Figures> {
-    perplexity_with(lab, &lab.wish.model, None, ["--kv-type", kv_type])
+    perplexity_with(lab, &lab.wish.model, None, &["--kv-type", kv_type])
 }
 
-fn perplexity_with<const N: usize>(
+fn perplexity_with(
     lab: &Lab,
     model: &Path,
     adapter: Option<&Path>,
-    settings: [&str; N],
+    settings: &[&str],
 ) -> anyhow::Result<Figures> {
     let text = lab.text_file()?;
     let num_windows = if lab.wish.is_quick { 4 } else { 40 };
-    let windows =
-        ["--context", &CONTEXT.to_string(), "--chunks", &num_windows.to_string()].map(str::to_owned);
-    let limits = windows.into_iter().chain(settings.map(str::to_owned));
+    let (context, num_windows) = (CONTEXT.to_string(), num_windows.to_string());
+    let windows = ["--context", &context, "--chunks", &num_windows];
+    let limits = windows.iter().chain(settings).map(|word| (*word).to_owned());
     let report = evaluate(lab, model, adapter, ("--text", &text), limits)?;
     let found = |path: &str| report.pointer(path).and_then(Value::as_f64);
     let perplexity = found("/models/0/perplexity/mean").context("quern eval printed no perplexity")?;
