@@ -277,9 +277,13 @@ pub struct Scheduler {
     /// Tokens that the cache keeps for nobody who runs; 0 is an eighth of the
     /// engine's. A full cache makes steps slower.
     pub max_cached: usize,
+    /// Of these, tokens that only one request had so far; what is beyond moves to host
+    /// memory. 0 is 512 on the CPU, where a full cache makes steps slower, and else no
+    /// limit.
+    pub max_unshared: usize,
     /// What becomes of the state of a paused sequence.
     pub preemption: Preemption,
-    /// Host memory for the state of paused sequences.
+    /// Host memory for the state of paused and of finished sequences.
     pub host_state_bytes: Bytes,
     /// Where guesses at the next tokens come from.
     pub speculation: Speculation,

@@ -74,6 +74,7 @@ const HISTOGRAMS: &[(&str, Unit, &[f64], &str)] = &[
 const COUNTERS: &[(&str, &str)] = &[
     ("quern_prefix_cache_query_tokens_total", "Prompt tokens that were looked up in the prefix cache."),
     ("quern_prefix_cache_hit_tokens_total", "Prompt tokens that the prefix cache held."),
+    ("quern_prefix_cache_restored_tokens_total", "Of these, tokens whose state came back from host memory."),
     ("quern_preemptions_total", "Sequences that were paused, by what became of their state."),
     ("quern_speculation_drafted_tokens_total", "Tokens that were guessed ahead."),
     ("quern_speculation_accepted_tokens_total", "Guessed tokens that came true."),

@@ -53,6 +53,7 @@ impl Default for FakeConfig {
                 mixes_outputs: false,
                 samples: false,
                 row_tile: 1,
+                walks_idle_state: false,
             },
             step_time: Duration::ZERO,
             gate: None,

@@ -94,6 +94,9 @@ pub struct Capabilities {
     /// step of so many rows, or a multiple, costs less than one of fewer; 1
     /// where it makes no difference.
     pub row_tile: usize,
+    /// Whether every row's attention walks past the state of sequences that take no
+    /// part in its step, so that tokens which only lie there make steps slower.
+    pub walks_idle_state: bool,
 }
 
 /// What a step gave back, borrowed from the engine's own buffers.

@@ -4,8 +4,9 @@
 //! cargo run --release -p quern-llama --example engine_bench -- MODEL.gguf [key=value]…
 //! ```
 //! Keys: `threads`, `ubatch` (rows computed at once), `outputs`, `sequences`,
-//! `kv` (tokens), `flash` (auto, on, off), `repack` (true, false), `seconds` a
-//! measurement.
+//! `kv` (tokens), `idle` (of these, held by sequences that take no part in any
+//! step), `flash` (auto, on, off), `repack` (true, false), `seconds` a
+//! measurement, `only` (steps whose name begins so).
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,12 +18,16 @@ type Error = Box<dyn std::error::Error>;
 
 /// Tokens that sequences already hold when decoding is measured.
 const CONTEXT: u32 = 128;
+/// Tokens of a sequence that takes no part.
+const IDLE: u32 = 512;
 
 fn main() -> Result<(), Error> {
     let mut args = std::env::args().skip(1);
     let path = args.next().ok_or("usage: engine_bench MODEL.gguf [key=value]…")?;
     let mut config = LlamaConfig { kv_capacity: 8192, ..LlamaConfig::default() };
     let mut budget = Duration::from_secs(2);
+    let mut idle: u32 = 0;
+    let mut only = String::new();
     for arg in args {
         let (key, value) = arg.split_once('=').ok_or_else(|| format!("{arg} is not key=value"))?;
         match key {
@@ -31,6 +36,8 @@ fn main() -> Result<(), Error> {
             "outputs" => config.max_outputs = value.parse()?,
             "sequences" => config.max_sequences = value.parse()?,
             "kv" => config.kv_capacity = value.parse()?,
+            "only" => only = value.to_owned(),
+            "idle" => idle = value.parse()?,
             "repack" => config.repack = value.parse()?,
             "seconds" => budget = Duration::from_secs_f64(value.parse()?),
             "flash" => {
@@ -45,7 +52,8 @@ fn main() -> Result<(), Error> {
     }
     let start = Instant::now();
     let engine = LlamaEngine::load(Path::new(&path), &config, &mut |_| true)?;
-    let mut bench = Bench { engine, budget };
+    let mut bench = Bench { engine, budget, idle: idle / IDLE, only };
+    bench.fill();
     bench.measure(&[Shape { prefill: 1, decode: 0, output: Output::Logits }]);
     let ready = start.elapsed();
     bench.describe(ready);
@@ -67,6 +75,9 @@ struct Shape {
 struct Bench {
     engine: LlamaEngine,
     budget: Duration,
+    /// Sequences that hold [`IDLE`] tokens each and take no part: the last ones.
+    idle: u32,
+    only: String,
 }
 
 impl Bench {
@@ -89,6 +100,14 @@ impl Bench {
             info.threads,
             info.threads_prefill,
         );
+    }
+
+    fn fill(&mut self) {
+        let last = self.engine.capabilities().max_sequences as SeqId;
+        for seq in last - self.idle..last {
+            let rows: Vec<_> = (0..IDLE).map(|pos| row(seq, pos, Output::None)).collect();
+            self.engine.step(&rows).expect("the tokens fit");
+        }
     }
 
     fn tables(&mut self) {
@@ -115,7 +134,7 @@ impl Bench {
 
     fn row(&mut self, name: &str, shape: Shape) {
         let rows = shape.prefill + shape.decode;
-        if rows as usize > self.engine.capabilities().max_rows {
+        if rows as usize > self.engine.capabilities().max_rows || !name.starts_with(&self.only) {
             return;
         }
         let ms = self.measure(&[shape]);
@@ -158,8 +177,8 @@ impl Bench {
     }
 
     fn clear(&mut self) {
-        for seq in 0..self.engine.capabilities().max_sequences {
-            self.engine.truncate(seq as SeqId, 0).expect("a sequence can be dropped");
+        for seq in 0..self.engine.capabilities().max_sequences as SeqId - self.idle {
+            self.engine.truncate(seq, 0).expect("a sequence can be dropped");
         }
     }
 }

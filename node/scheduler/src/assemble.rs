@@ -5,11 +5,12 @@
 
 use std::time::Instant;
 
-use quern_engine::{AdapterId, EngineError, TokenId};
+use quern_engine::{AdapterId, EngineError, SeqId, TokenId};
 
 use crate::adapters::Readiness;
 use crate::batch::Part;
 use crate::draft::DraftAsk;
+use crate::offloaded::Saved;
 use crate::plan::Plan;
 use crate::request::{Event, Failure};
 use crate::score::Branch;
@@ -177,7 +178,7 @@ impl StepLoop {
         if sequence.ended {
             return false;
         }
-        let reuse = reuse(sequence, &self.running, &self.cache);
+        let reuse = reuse(sequence, &self.running, &self.cache, &self.offloaded);
         // A start without room for at least one token would only be undone.
         let taken = self.batch.num_rows + reuse.kv_need - (sequence.left() - reuse.cached) + 1;
         if self.running.len() >= self.config.max_running
@@ -191,8 +192,9 @@ impl StepLoop {
         if self.batch.takes(&self.caps, adapter) && !self.bring(adapter) {
             return false;
         }
+        self.bring_back(index);
         let sequence = &self.waiting[index];
-        let saved = sequence.saved.as_ref().map_or(0, |&(_, len)| len);
+        let saved = sequence.saved.as_ref().map_or(0, |saved| saved.len);
         let found = self.cache.find(sequence.adapter, sequence.reusable()).filter(|found| found.len >= saved);
         let found = found.map(|found| (found, found.len));
         let computed = found.map_or(0, |(_, len)| len);
@@ -202,17 +204,12 @@ impl StepLoop {
         let mut sequence = self.waiting.remove(index);
         sequence.slot = Some(slot);
         sequence.computed = computed;
-        if let Some((state, len)) = sequence.saved.take() {
-            self.saved_bytes -= state.len();
-            if computed == 0 && self.make_room(self.batch.num_rows + len) {
-                match self.engine.restore(slot, &state) {
-                    Ok(()) => {
-                        self.cache.append(slot, &sequence.tokens[..len]);
-                        sequence.computed = len;
-                    }
-                    // Nothing is lost: the tokens are computed again.
-                    Err(error) => tracing::warn!(error = %error, "state could not be restored"),
-                }
+        if let Some(saved) = sequence.saved.take() {
+            self.saved_bytes -= saved.state.len();
+            if computed == 0 && self.restore(slot, &saved) {
+                self.cache.append(slot, &sequence.tokens[..saved.len]);
+                sequence.computed = saved.len;
+                self.metrics.restored_tokens.increment(saved.len as u64);
             }
         }
         if sequence.computed == 0 {
@@ -221,6 +218,37 @@ impl StepLoop {
         self.start(&mut sequence);
         self.running.push(sequence);
         true
+    }
+
+    /// Gives a waiting sequence the state that an earlier one left in host memory, where
+    /// that spares more than what the engine still has.
+    fn bring_back(&mut self, waiting: usize) {
+        let sequence = &mut self.waiting[waiting];
+        if sequence.saved.is_some() {
+            return;
+        }
+        let (adapter, tokens) = (sequence.adapter, sequence.reusable());
+        let here = self.cache.find(adapter, tokens).map_or(0, |found| found.len);
+        let saved = self.offloaded.take(adapter, tokens, here);
+        self.saved_bytes += saved.as_ref().map_or(0, |saved| saved.state.len());
+        sequence.saved = saved;
+    }
+
+    /// Puts saved state into an empty slot. Where that fails nothing is lost: the tokens
+    /// are computed again.
+    fn restore(&mut self, slot: SeqId, saved: &Saved) -> bool {
+        if !self.make_room(self.batch.num_rows + saved.held) {
+            return false;
+        }
+        let restored = self.engine.restore(slot, &saved.state);
+        let cut = restored.and_then(|()| match saved.len < saved.held {
+            true => self.engine.truncate(slot, saved.len as u32),
+            false => Ok(()),
+        });
+        if let Err(error) = &cut {
+            tracing::warn!(error = %error, "state could not be restored");
+        }
+        cut.is_ok()
     }
 
     fn start(&mut self, sequence: &mut Sequence) {
@@ -257,7 +285,9 @@ impl StepLoop {
             match self.engine.save(slot) {
                 Ok(state) if state.len() <= room => {
                     self.saved_bytes += state.len();
-                    sequence.saved = Some((state, sequence.computed));
+                    self.offloaded.shrink(room - state.len());
+                    let len = sequence.computed;
+                    sequence.saved = Some(Saved { state, held: len, len });
                     keep = false;
                 }
                 Ok(_) => {}

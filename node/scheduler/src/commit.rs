@@ -10,6 +10,7 @@ use quern_engine::{Capabilities, EngineError, StepOutput, TokenId};
 
 use crate::batch::{Batch, Part};
 use crate::constraint::Constraint;
+use crate::offloaded::WORTH_COPYING;
 use crate::request::{Event, Failure, Pooling};
 use crate::sampler::Sampler;
 use crate::sequence::{Embedding, Sequence, Task};
@@ -82,8 +83,8 @@ impl StepLoop {
             if let Some(drafter) = &mut self.drafter {
                 drafter.forget(sequence.id);
             }
-            if let Some((state, _)) = sequence.saved.take() {
-                self.saved_bytes -= state.len();
+            if let Some(saved) = sequence.saved.take() {
+                self.saved_bytes -= saved.state.len();
             }
             if let Some(slot) = sequence.slot.take() {
                 let keep = self.config.prefix_cache && !sequence.poisoned && sequence.is_worth_keeping();
@@ -97,7 +98,26 @@ impl StepLoop {
         self.waiting.extract_if(.., |s| s.ended).for_each(|mut s| let_go(&mut s));
         self.cache.keep_cached(self.config.max_cached, &mut self.ops);
         self.apply_ops();
+        self.offload();
         self.publish_load();
+    }
+
+    /// Moves tails that nobody shares to host memory, as far as they are more than the
+    /// engine is to keep.
+    fn offload(&mut self) {
+        while let Some(tail) = self.cache.excess_tail(self.config.max_unshared) {
+            let room = self.config.host_state_bytes.saturating_sub(self.saved_bytes);
+            if tail.len >= WORTH_COPYING && room > 0 {
+                match self.engine.save(tail.slot) {
+                    Ok(state) => self.offloaded.put(tail.adapter, tail.tokens.clone(), state),
+                    // Nothing is lost but time: the tokens are computed again.
+                    Err(error) => tracing::debug!(error = %error, "state could not be saved"),
+                }
+                self.offloaded.shrink(room);
+            }
+            self.cache.cut_tail(&tail, &mut self.ops);
+            self.apply_ops();
+        }
     }
 
     fn note_costs(&mut self, took: Duration) {

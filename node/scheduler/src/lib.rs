@@ -20,6 +20,7 @@ pub mod draft;
 mod handle;
 pub mod hold;
 mod metrics;
+mod offloaded;
 mod pace;
 pub mod plan;
 pub mod prefix_cache;
@@ -53,6 +54,9 @@ pub use handle::{Backlog, Handle, Load, NotTaken};
 pub use pace::{Limits, Pace};
 pub use queue::{Permit, Queue, Refused};
 pub use score::LabelTrie;
+
+/// Tokens of unshared tails that stay on an engine where they make steps slower.
+const MAX_UNSHARED: usize = 512;
 
 /// Places in the command channel beyond those that permits can fill.
 const SPARE_COMMANDS: usize = 16;
@@ -89,9 +93,15 @@ pub struct SchedulerConfig {
     /// engine's. Engines whose sequences share one pool of state walk over all of
     /// it for each row, cached tokens included: a full cache makes steps slower.
     pub max_cached: usize,
+    /// Of these, tokens of prompts and answers that only one sequence had so far. What
+    /// is beyond, and long enough, moves to host memory, from where it comes back
+    /// sooner than it is computed. 0 is 512 where idle state makes steps slower
+    /// ([`walks_idle_state`](quern_engine::Capabilities)) and there is room in host
+    /// memory; elsewhere there is no such limit.
+    pub max_unshared: usize,
     /// What becomes of the state of a paused sequence.
     pub preemption: Preemption,
-    /// Host memory for the state of paused sequences, in bytes.
+    /// Host memory for the state of paused and of finished sequences, in bytes.
     pub host_state_bytes: usize,
     /// The adapters that requests may name, shared with whoever registers them.
     pub adapters: AdapterFiles,
@@ -118,6 +128,7 @@ impl Default for SchedulerConfig {
             wait_window: Duration::from_millis(10),
             prefix_cache: true,
             max_cached: 0,
+            max_unshared: 0,
             preemption: Preemption::Recompute,
             host_state_bytes: 256 << 20,
             adapters: AdapterFiles::default(),
@@ -195,6 +206,10 @@ fn build(
     if config.max_cached == 0 {
         config.max_cached = caps.kv_capacity / 8;
     }
+    if config.max_unshared == 0 {
+        let has_cost = caps.walks_idle_state && config.host_state_bytes > 0;
+        config.max_unshared = if has_cost { MAX_UNSHARED } else { usize::MAX };
+    }
     let (sender, commands) = mpsc::sync_channel(config.max_queued + SPARE_COMMANDS);
     let shared = handle::Shared::new(queue.clone(), caps.kv_capacity, config.limits());
     let builtin = || BuiltinPlanner::with_quantum(config.adapter_quantum);
@@ -220,6 +235,7 @@ fn build(
         completions: Completions::default(),
         last_adapter: AdapterId::BASE,
         saved_bytes: 0,
+        offloaded: offloaded::Offloaded::default(),
         seen_requests: 0,
         seen_tokens: 0,
         stalled: false,

@@ -56,6 +56,8 @@ struct Node {
     num_slots: u32,
     /// Of these, live ones.
     num_live: u32,
+    /// Whether more than one sequence went on from here, or from below.
+    shared: bool,
     last_used: u64,
 }
 
@@ -242,23 +244,15 @@ impl PrefixCache {
                 ..Node::default()
             });
             self.nodes[node].children.push(child);
+            if self.nodes[node].children.len() > 1 {
+                self.mark_shared(node);
+            }
             self.nodes[node].ends.retain(|&s| s != slot);
             self.slot_mut(slot).node = child;
         }
         self.slot_mut(slot).len += tokens.len() as u32;
         self.used += tokens.len();
         self.live += if live { tokens.len() } else { 0 };
-    }
-
-    /// Frees `wanted` tokens by cutting cached tails, least recently used
-    /// first. Whether that much is free in the end.
-    pub fn make_room(&mut self, wanted: usize, ops: &mut Vec<KvOp>) -> bool {
-        while self.capacity - self.used < wanted {
-            let missing = wanted - (self.capacity - self.used);
-            let Some(leaf) = self.oldest_cached_leaf() else { return false };
-            self.cut_leaf(leaf, missing, ops);
-        }
-        true
     }
 
     /// Ends a slot's live time. With `keep`, its tokens stay for later prompts.
@@ -297,24 +291,6 @@ impl PrefixCache {
         *self.slot_mut(slot) = Slot { node: target, len: len as u32, live };
         ops.push(KvOp::Truncate { seq: slot, len: len as u32 });
         self.drop_redundant(target, ops);
-    }
-
-    /// Cuts cached tails, least recently used first, until at most `max` tokens
-    /// are held by nobody who runs.
-    pub fn keep_cached(&mut self, max: usize, ops: &mut Vec<KvOp>) {
-        while let excess @ 1.. = (self.used() - self.live()).saturating_sub(max) {
-            let Some(leaf) = self.oldest_cached_leaf() else { return };
-            self.cut_leaf(leaf, excess, ops);
-        }
-    }
-
-    /// Forgets every cached slot.
-    pub fn clear_cached(&mut self, ops: &mut Vec<KvOp>) {
-        for slot in 0..self.slots.len() as SeqId {
-            if self.slots[slot as usize].is_some_and(|s| !s.live) {
-                self.close(slot, ops);
-            }
-        }
     }
 
     fn slot(&self, slot: SeqId) -> &Slot {
@@ -369,6 +345,7 @@ impl PrefixCache {
             ends: std::mem::take(&mut head.ends),
             num_slots: head.num_slots,
             num_live: head.num_live,
+            shared: head.shared,
             last_used: head.last_used,
         };
         let tail = self.add_node(tail);
@@ -398,6 +375,12 @@ impl PrefixCache {
             if self.nodes[node].parent == node {
                 return;
             }
+            node = self.nodes[node].parent;
+        }
+    }
+
+    fn mark_shared(&mut self, mut node: NodeIx) {
+        while !std::mem::replace(&mut self.nodes[node].shared, true) {
             node = self.nodes[node].parent;
         }
     }

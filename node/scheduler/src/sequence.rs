@@ -12,6 +12,7 @@ use quern_engine::{AdapterId, Output, SeqId, TokenId};
 use crate::completed::{Completion, Outcome};
 use crate::constraint::Constraint;
 use crate::draft::DraftLength;
+use crate::offloaded::Saved;
 use crate::queue::Permit;
 use crate::request::{Event, Failure, FinishReason, NameIx, Pooling, RequestId, Sink};
 use crate::sampler::Sampler;
@@ -38,8 +39,8 @@ pub(crate) struct Sequence {
     pub(crate) computed: usize,
     /// Held while running.
     pub(crate) slot: Option<SeqId>,
-    /// State put aside in host memory, and for how many tokens.
-    pub(crate) saved: Option<(Vec<u8>, usize)>,
+    /// State in host memory to go on from.
+    pub(crate) saved: Option<Saved>,
     pub(crate) task: Task,
     pub(crate) sink: Box<dyn Sink>,
     /// The place in the queue; given back when the last choice has started.

@@ -10,6 +10,7 @@ use std::time::Instant;
 use quern_engine::AdapterId;
 
 use crate::builtin::WORTH_WAITING;
+use crate::offloaded::Offloaded;
 use crate::plan::{NO_DEADLINE, Running, Snapshot, Waiting};
 use crate::prefix_cache::{PrefixCache, common_prefix};
 use crate::sequence::Sequence;
@@ -23,10 +24,12 @@ pub(crate) fn fill(
     waiting: &[Sequence],
     running: &[Sequence],
     cache: &PrefixCache,
+    offloaded: &Offloaded,
     tier: impl Fn(AdapterId) -> u8,
     now: Instant,
 ) {
-    fill_waiting(&mut snapshot.waiting, waiting, running, cache, now);
+    let reuse = |sequence: &Sequence| reuse(sequence, running, cache, offloaded);
+    fill_waiting(&mut snapshot.waiting, waiting, reuse, now);
     refill(&mut snapshot.waiting.adapter_tier, waiting, |s| tier(s.adapter));
     fill_running(&mut snapshot.running, running, now);
 }
@@ -42,12 +45,21 @@ pub(crate) struct Reuse {
     pub(crate) kv_need: usize,
 }
 
-pub(crate) fn reuse(sequence: &Sequence, running: &[Sequence], cache: &PrefixCache) -> Reuse {
+pub(crate) fn reuse(
+    sequence: &Sequence,
+    running: &[Sequence],
+    cache: &PrefixCache,
+    offloaded: &Offloaded,
+) -> Reuse {
     let wanted = sequence.reusable();
     let found = cache.find(sequence.adapter, wanted);
     let shared = found.map_or(0, |found| cache.shared_live(found, found.len));
-    let saved = sequence.saved.as_ref().map_or(0, |&(_, len)| len);
-    let cached = found.map_or(0, |found| found.len).max(saved);
+    let here = found.map_or(0, |found| found.len);
+    let saved = match &sequence.saved {
+        Some(saved) => saved.len,
+        None => offloaded.find(sequence.adapter, wanted, here).unwrap_or(0),
+    };
+    let cached = here.max(saved);
     let prefilling = running.iter().filter(|other| other.left() > 1 && other.adapter == sequence.adapter);
     let coming = prefilling.map(|other| common_prefix(wanted, &other.tokens)).max().unwrap_or(0);
     // Saved state comes back as tokens of its own.
@@ -60,13 +72,7 @@ pub(crate) fn better_later(reuse: &Reuse) -> bool {
     reuse.pending > reuse.cached + WORTH_WAITING as usize
 }
 
-fn fill_waiting(
-    table: &mut Waiting,
-    waiting: &[Sequence],
-    running: &[Sequence],
-    cache: &PrefixCache,
-    now: Instant,
-) {
+fn fill_waiting(table: &mut Waiting, waiting: &[Sequence], reuse: impl Fn(&Sequence) -> Reuse, now: Instant) {
     let Waiting {
         id,
         age_us,
@@ -94,7 +100,7 @@ fn fill_waiting(
     cached.clear();
     pending.clear();
     for (row, sequence) in waiting.iter().take(LOOKUPS).enumerate() {
-        let reuse = reuse(sequence, running, cache);
+        let reuse = reuse(sequence);
         cached.push(reuse.cached as u32);
         pending.push(reuse.pending as u32);
         kv_need[row] = reuse.kv_need as u32;

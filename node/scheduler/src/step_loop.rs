@@ -20,6 +20,7 @@ use crate::draft::{DraftLength, Drafter};
 use crate::handle::{Command, Shared};
 use crate::hold::Hold;
 use crate::metrics::SchedulerMetrics;
+use crate::offloaded::Offloaded;
 use crate::plan::{self, Plan, Planner, Snapshot, StepInfo};
 use crate::prefix_cache::{KvOp, PrefixCache};
 use crate::queue::Permit;
@@ -67,8 +68,10 @@ pub(crate) struct StepLoop {
     /// Where those who leave are told of.
     pub(crate) completions: Completions,
     pub(crate) last_adapter: AdapterId,
-    /// Bytes of state put aside in host memory.
+    /// Bytes of state that waiting sequences have in host memory.
     pub(crate) saved_bytes: usize,
+    /// What finished ones left there.
+    pub(crate) offloaded: Offloaded,
     /// Requests taken in, and their prompt tokens.
     pub(crate) seen_requests: u64,
     pub(crate) seen_tokens: u64,
@@ -281,6 +284,7 @@ impl StepLoop {
         if !self.residents.drop_retired(&mut *self.engine) {
             return;
         }
+        self.offloaded.keep_adapters(|id| self.residents.is_offered(id));
         let is_retired = |id: &AdapterId| !self.residents.is_offered(*id);
         let retired: Vec<AdapterId> = self.cache.adapters().filter(is_retired).collect();
         for id in retired {
@@ -298,7 +302,8 @@ impl StepLoop {
         let now = Instant::now();
         self.planning_started = now;
         let tier = |adapter| self.residents.tier(adapter);
-        snapshot::fill(&mut self.snapshot, &self.waiting, &self.running, &self.cache, tier, now);
+        let (waiting, running) = (&self.waiting, &self.running);
+        snapshot::fill(&mut self.snapshot, waiting, running, &self.cache, &self.offloaded, tier, now);
         let cost = self.costs.model.now();
         self.snapshot.step = StepInfo {
             seq: self.costs.num_steps,

@@ -4,6 +4,7 @@ mod adapters;
 mod cache;
 mod harness;
 mod hold;
+mod offload;
 mod property;
 mod runs;
 mod sampled;

@@ -186,6 +186,7 @@ impl Default for Scheduler {
             wait_window: Span(c.wait_window),
             prefix_cache: c.prefix_cache,
             max_cached: c.max_cached,
+            max_unshared: c.max_unshared,
             preemption: match c.preemption {
                 quern_scheduler::Preemption::Recompute => Preemption::Recompute,
                 quern_scheduler::Preemption::Host => Preemption::Host,
@@ -211,6 +212,7 @@ impl Scheduler {
             wait_window: self.wait_window.0,
             prefix_cache: self.prefix_cache,
             max_cached: self.max_cached,
+            max_unshared: self.max_unshared,
             preemption: match self.preemption {
                 Preemption::Recompute => quern_scheduler::Preemption::Recompute,
                 Preemption::Host => quern_scheduler::Preemption::Host,

@@ -60,6 +60,7 @@ impl WgslEngine {
             mixes_outputs: true,
             samples: limits.draws,
             row_tile: 1,
+            walks_idle_state: false,
         };
         let path = model.path.to_string_lossy();
         let parts = [path.as_bytes(), &model.model.size_bytes.to_le_bytes(), &shape.vocab.to_le_bytes()];

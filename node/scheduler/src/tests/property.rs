@@ -142,13 +142,15 @@ proptest! {
         (kv, slots, budget) in (80usize..200, 2usize..7, 4usize..64),
         (host, cache, speculate, samples) in (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
         hold in prop::option::of((1u32..20, any::<bool>())),
+        max_unshared in 0usize..60,
         (mixes, max_adapters, quantum) in (any::<bool>(), 1usize..4, 1u32..20),
     ) {
         let config = SchedulerConfig {
             token_budget: budget,
             prefix_cache: cache,
             preemption: if host { Preemption::Host } else { Preemption::Recompute },
-            host_state_bytes: 600,
+            host_state_bytes: 1200,
+            max_unshared,
             max_draft: 4,
             max_adapters,
             adapter_quantum: quantum,

@@ -132,7 +132,7 @@ proptest! {
     fn scores_are_exact_and_nothing_leaks(
         arrivals in prop::collection::vec(arrival(), 1..10),
         (kv, slots, budget, rows, outputs) in (80usize..200, 2usize..7, 1usize..64, 2usize..40, 2usize..16),
-        (host, cache) in (any::<bool>(), any::<bool>()),
+        (host, cache, max_unshared) in (any::<bool>(), any::<bool>(), 0usize..60),
         hold in prop::option::of((1u32..20, any::<bool>())),
     ) {
         let mut fake = Bench::tiny(kv, slots);
@@ -141,7 +141,8 @@ proptest! {
             token_budget: budget,
             prefix_cache: cache,
             preemption: if host { Preemption::Host } else { Preemption::Recompute },
-            host_state_bytes: 600,
+            host_state_bytes: 1200,
+            max_unshared,
             ..SchedulerConfig::default()
         };
         let planner = hold.map(|(steps, open)| {

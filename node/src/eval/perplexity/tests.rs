@@ -35,6 +35,7 @@ impl Successor {
             mixes_outputs: false,
             samples: false,
             row_tile: 1,
+            walks_idle_state: false,
         };
         let (logits, outputs, first_tokens) = (Vec::new(), Vec::new(), Vec::new());
         Successor { caps, lead, logits, len: 0, num_windows: 0, outputs, first_tokens }
