@@ -97,6 +97,19 @@ fn the_fastest_format_near_the_best_is_used() {
 }
 
 #[test]
+fn among_formats_that_are_as_fast_the_smallest_is_used() {
+    let (root, topic, any_quality) = (all_results(), "Format of the weights", ["--quality-loss", "0.5"]);
+    let with_second_round = |first: u32| {
+        let table = QUANTIZATION.replace("10.15,30,", &format!("10.15,{first},"))
+            + "Q4_0,1,700,80,400,10.15,45,\nQ2_K,1,400,70,200,14,35,\n";
+        leave(root.path(), "quantization", "quantization", &table);
+        used(topic, root.path(), &any_quality)
+    };
+    assert_eq!(with_second_round(40), "Q4_0", "it was faster in both rounds");
+    assert_eq!(with_second_round(30), "Q2_K", "it was faster in one only");
+}
+
+#[test]
 fn sizes_of_another_model_are_computed_and_said_to_be() {
     let root = all_results();
     let advice = on("Format of the weights", root.path(), &["--model-mib", "1000"]);

@@ -55,7 +55,7 @@ fn format(known: &Known, args: &AdviseArgs) -> (Advice, Option<f64>) {
     }
     let perplexities = all.iter().filter_map(|name| measured.figure(name, 0.0, "perplexity"));
     let best = perplexities.min_by(|a, b| a.median().total_cmp(&b.median()));
-    let Some(chosen) = choose(&fitting, best.as_ref(), args.quality_loss) else {
+    let Some(chosen) = choose(measured, &fitting, best.as_ref(), args.quality_loss) else {
         let why = if fitting.is_empty() { "none fits and is quick enough" } else { "none has a perplexity" };
         let mut advice = Advice::new(topic, Answer::Nothing(why.to_owned()), "");
         advice.evidence = refused;
@@ -66,7 +66,8 @@ fn format(known: &Known, args: &AdviseArgs) -> (Advice, Option<f64>) {
         Answer::Use(chosen.name.to_owned()),
         format!(
             "The fastest decoding of those that fit, are quick enough, and whose perplexity is at most {} % above the \
-             best; where none is so near, the lowest perplexity that fits.",
+             best; the smallest, where the fastest did not beat it in every round; where none is so near, the lowest \
+             perplexity that fits.",
             number(args.quality_loss * 100.0)
         ),
     );
@@ -115,14 +116,25 @@ fn judge<'a>(
     Ok(Format { name, weights_mib, perplexity, decode, evidence })
 }
 
-fn choose<'a, 'b>(fitting: &'b [Format<'a>], best: Option<&Cited>, loss: f64) -> Option<&'b Format<'a>> {
+fn choose<'a, 'b>(
+    measured: &Measured,
+    fitting: &'b [Format<'a>],
+    best: Option<&Cited>,
+    loss: f64,
+) -> Option<&'b Format<'a>> {
     let perplexity = |format: &Format| format.perplexity.as_ref().map_or(f64::INFINITY, Cited::median);
     let decode = |format: &Format| format.decode.as_ref().map_or(0.0, Cited::median);
     let limit = best?.median() * (1.0 + loss);
-    let near = fitting.iter().filter(|format| perplexity(format) <= limit);
-    let fastest = near.max_by(|a, b| decode(a).total_cmp(&decode(b)));
+    let near = || fitting.iter().filter(|format| perplexity(format) <= limit);
+    let fastest = near().max_by(|a, b| decode(a).total_cmp(&decode(b)));
+    // A lead that turns round from one round to the next is none, and memory is sure.
+    let smallest = fastest.and_then(|fastest| {
+        let leads = |other: &Format| measured.ratio(fastest.name, other.name, 0.0, "decode_tok_per_s");
+        let as_fast = near().filter(|other| leads(other).is_some_and(|ratio| ratio.min <= 1.0));
+        as_fast.min_by(|a, b| a.weights_mib.total_cmp(&b.weights_mib))
+    });
     let lowest = || fitting.iter().min_by(|a, b| perplexity(a).total_cmp(&perplexity(b)));
-    fastest.or_else(lowest).filter(|format| format.perplexity.is_some())
+    smallest.or(fastest).or_else(lowest).filter(|format| format.perplexity.is_some())
 }
 
 /// The most precise format of keys and values that fits beside the weights.
