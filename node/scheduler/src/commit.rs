@@ -96,18 +96,23 @@ impl StepLoop {
         };
         self.running.extract_if(.., |s| s.ended).for_each(|mut s| let_go(&mut s));
         self.waiting.extract_if(.., |s| s.ended).for_each(|mut s| let_go(&mut s));
-        self.cache.keep_cached(self.config.max_cached, &mut self.ops);
         self.apply_ops();
         self.offload();
+        self.cache.keep_cached(self.config.max_cached, &mut self.ops);
+        self.apply_ops();
         self.publish_load();
     }
 
     /// Moves tails that nobody shares to host memory, as far as they are more than the
     /// engine is to keep.
     fn offload(&mut self) {
+        let room = self.config.host_state_bytes.saturating_sub(self.saved_bytes);
         while let Some(tail) = self.cache.excess_tail(self.config.max_unshared) {
-            let room = self.config.host_state_bytes.saturating_sub(self.saved_bytes);
             if tail.len >= WORTH_COPYING && room > 0 {
+                if !self.offloaded.fits(tail.tokens.len(), room) {
+                    self.cache.spare_tail(&tail);
+                    continue;
+                }
                 match self.engine.save(tail.slot) {
                     Ok(state) => self.offloaded.put(tail.adapter, tail.tokens.clone(), state),
                     // Nothing is lost but time: the tokens are computed again.

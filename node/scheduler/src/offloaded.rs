@@ -31,6 +31,8 @@ pub(crate) struct Offloaded {
     /// Oldest first.
     states: VecDeque<State>,
     bytes: usize,
+    /// Of one token, in the state that was put in last.
+    bytes_per_token: usize,
 }
 
 struct State {
@@ -46,10 +48,16 @@ impl Offloaded {
         self.bytes
     }
 
+    /// Whether the state of so many tokens is likely to be no larger than `room`; the first one always is.
+    pub(crate) fn fits(&self, num_tokens: usize, room: usize) -> bool {
+        num_tokens * self.bytes_per_token <= room
+    }
+
     /// Takes the state of `tokens` in, in place of those of their beginnings.
     pub(crate) fn put(&mut self, adapter: AdapterId, tokens: Vec<TokenId>, bytes: Vec<u8>) {
         self.drop_where(|other| other.adapter == adapter && tokens.starts_with(&other.tokens));
         self.bytes += bytes.len();
+        self.bytes_per_token = bytes.len() / tokens.len().max(1);
         self.states.push_back(State { adapter, tokens, bytes });
     }
 
@@ -137,6 +145,7 @@ mod tests {
         for from in [0, 1000, 2000] {
             states.put(AdapterId::BASE, tokens(from, 40), vec![0; 40]);
         }
+        assert!(states.fits(85, 85) && !states.fits(86, 85));
         states.shrink(85);
         assert_eq!(states.bytes(), 80);
         assert_eq!(states.find(AdapterId::BASE, &tokens(0, 40), 0), None);

@@ -69,6 +69,11 @@ impl PrefixCache {
         self.cut_leaf(tail.leaf, tail.len, ops);
     }
 
+    /// Leaves a tail that was just found where it is, as if it were shared.
+    pub(crate) fn spare_tail(&mut self, tail: &Tail) {
+        self.mark_shared(tail.leaf);
+    }
+
     /// The tokens from the root to the end of a node.
     fn path(&self, mut node: NodeIx) -> Vec<TokenId> {
         let mut runs = Vec::new();

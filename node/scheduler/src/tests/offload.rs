@@ -73,6 +73,17 @@ fn host_memory_is_bounded_and_none_is_no_error() {
 }
 
 #[test]
+fn what_is_too_large_for_host_memory_stays_on_the_engine() {
+    let mut bench = bench(30, 1200);
+    answer(&mut bench, &prompt(1, 40));
+    let long = prompt(2, 200);
+    answer(&mut bench, &long);
+    assert_eq!(bench.scheduler.cache.used(), 128, "as far as the cache may hold it");
+    let (_, cached) = answer(&mut bench, &long);
+    assert_eq!(cached, 128);
+}
+
+#[test]
 fn without_a_limit_everything_stays_on_the_engine() {
     let mut bench = bench(0, 1 << 20);
     bench.scheduler.config.max_cached = 512;
