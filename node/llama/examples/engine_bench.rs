@@ -20,6 +20,8 @@ type Error = Box<dyn std::error::Error>;
 const CONTEXT: u32 = 128;
 /// Tokens of a sequence that takes no part.
 const IDLE: u32 = 512;
+/// Sequences that decode together at most, beside one that is prefilled.
+const MAX_DECODE: u32 = 32;
 
 fn main() -> Result<(), Error> {
     let mut args = std::env::args().skip(1);
@@ -52,7 +54,14 @@ fn main() -> Result<(), Error> {
     }
     let start = Instant::now();
     let engine = LlamaEngine::load(Path::new(&path), &config, &mut |_| true)?;
-    let mut bench = Bench { engine, budget, idle: idle / IDLE, only };
+    let (idle, sequences) = (idle / IDLE, engine.capabilities().max_sequences);
+    if idle as usize + MAX_DECODE as usize >= sequences {
+        return Err(format!(
+            "idle sequences and {MAX_DECODE} that decode are more than sequences={sequences}"
+        )
+        .into());
+    }
+    let mut bench = Bench { engine, budget, idle, only };
     bench.fill();
     bench.measure(&[Shape { prefill: 1, decode: 0, output: Output::Logits }]);
     let ready = start.elapsed();
@@ -115,7 +124,7 @@ impl Bench {
         for prefill in [16, 32, 64, 96, 128, 256, 512] {
             self.row(&format!("prefill {prefill}"), Shape { prefill, decode: 0, output: Output::Logits });
         }
-        for decode in [1, 2, 4, 8, 16, 32] {
+        for decode in [1, 2, 4, 8, 16, MAX_DECODE] {
             self.row(&format!("decode {decode}"), Shape { prefill: 0, decode, output: Output::None });
         }
         for (prefill, decode) in [(16, 4), (32, 4), (64, 4), (64, 8), (128, 4)] {

@@ -83,7 +83,8 @@ impl LlamaEngine {
             mixes_outputs: true,
             samples: false,
             row_tile: row_tile(config),
-            // One pool of state for all sequences; GPUs hide the walk behind their weights.
+            // One pool of state for all sequences. Its cost was measured on the CPU alone, and from
+            // a GPU state would have to cross the bus.
             walks_idle_state: !crate::load::uses_gpu(config),
         };
         let shape = [info.num_params, info.size_bytes, u64::from(info.num_layers), info.vocab_size as u64];

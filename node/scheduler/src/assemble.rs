@@ -247,6 +247,9 @@ impl StepLoop {
         });
         if let Err(error) = &cut {
             tracing::warn!(error = %error, "state could not be restored");
+            // Not every model's state can be cut: all of it must be gone then.
+            self.ops.push(KvOp::Truncate { seq: slot, len: 0 });
+            self.apply_ops();
         }
         cut.is_ok()
     }

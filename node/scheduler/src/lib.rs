@@ -64,8 +64,8 @@ const SPARE_COMMANDS: usize = 16;
 /// What becomes of the state of a paused sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preemption {
-    /// It stays in the prefix cache until the place is needed, and is computed
-    /// again after that.
+    /// It stays in the prefix cache, as that of finished ones does, until the place is
+    /// needed, and is computed again after that.
     #[default]
     Recompute,
     /// It is copied to host memory and back.

@@ -3,8 +3,9 @@
 //! A tail of the prefix cache that nobody shared yet may still be the beginning of
 //! the next turn of a conversation. Where it would only lie in every row's way, it
 //! is kept here instead: copied back, it costs a small part of computing it again.
-//! The least recently put aside goes first. This file must not know engines, slots
-//! or plans.
+//! The least recently put aside goes first. `commit.rs` brings state here when
+//! sequences end, `assemble.rs` takes it back when they start. This file must not know
+//! engines, slots or plans.
 
 use std::collections::VecDeque;
 
@@ -48,7 +49,8 @@ impl Offloaded {
         self.bytes
     }
 
-    /// Whether the state of so many tokens is likely to be no larger than `room`; the first one always is.
+    /// Whether the state of so many tokens takes at most `room` bytes, going by the one
+    /// before; the first one is believed to.
     pub(crate) fn fits(&self, num_tokens: usize, room: usize) -> bool {
         num_tokens * self.bytes_per_token <= room
     }

@@ -1,5 +1,6 @@
-//! Making room: the least recently used cached tail is cut first, and what live
-//! slots go through is never touched.
+//! Making room: which cached tail goes first, the least recently used; what live
+//! slots go through is never touched. Whether a tail that goes is kept elsewhere is
+//! for the caller to say.
 
 use quern_engine::{AdapterId, SeqId, TokenId};
 
@@ -52,6 +53,10 @@ impl PrefixCache {
     /// The least recently used tail, while more than `max` tokens are kept in such that
     /// nobody shared.
     pub(crate) fn excess_tail(&self, max: usize) -> Option<Tail> {
+        // All that is cached is a bound, and known: on most steps there is nothing to look for.
+        if self.used - self.live <= max {
+            return None;
+        }
         let unshared = || self.cached_leaves().filter(|(_, slot)| !self.nodes[slot.node].shared);
         let held: usize = unshared().map(|(_, slot)| self.nodes[slot.node].tokens.len()).sum();
         if held <= max {
